@@ -32,7 +32,7 @@ class GaussianPrior(eqx.Module):
         """`L (x - mean)`, flat."""
         offset = x - self.mean
         if callable(self.inverse_sqrt):
-            return jnp.ravel(self.inverse_sqrt(offset))
+            return jnp.ravel(jnp.asarray(self.inverse_sqrt(offset)))
         return self.inverse_sqrt @ jnp.ravel(offset)
 
 

@@ -1,5 +1,7 @@
 """What a solve returns: `Solution`, `Stats`, `History` and the result codes `RESULTS`."""
 
+from typing import Any
+
 import equinox as eqx
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int
@@ -16,6 +18,11 @@ class RESULTS(optx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "No trial of the line search was acceptable. For a learned inverse this means its proposal is not a descent "
         "direction here: use `solvers.Safeguarded`, or proposal='defect'."
     )
+
+
+def result_where(pred: Bool[Array, "..."], yes: Any, no: Any) -> RESULTS:
+    """`RESULTS.where`, typed for members that `RESULTS` inherits."""
+    return RESULTS.where(pred, yes, no)
 
 
 class Stats(eqx.Module):

@@ -65,6 +65,11 @@ def generate(
     if num < 1:
         raise ValueError(f"generate expected at least one example, got num={num}.")
 
+    return _generate(store(sample), store(forward), num, key, jnp.asarray(noise_std))
+
+
+@functools.partial(jax.jit, static_argnames="num")
+def _generate(sample: Stored, forward: Stored, num: int, key: Array, noise_std: Array) -> PairedData:
     def one(index):
         x_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
         x = sample(x_key)

@@ -27,7 +27,7 @@ def save_model(path: str | Path, model: Any, *, meta: Mapping[str, Any] | None =
     Args:
         path: the file, for example `"pair.npz"`.
         model: any pytree: a map, an `InversePair`, a solver that carries its learned parts.
-        meta: what to note beside it: dicts, lists, numbers, strings. `_store.read_meta` reads it back.
+        meta: what to note beside it: dicts, lists, numbers, strings. `read_model_meta` reads it back.
 
     Raises:
         ValueError: if a leaf is not numeric; nothing is written.
@@ -47,6 +47,11 @@ def load_model(path: str | Path, like: Model) -> Model:
         ValueError: if the file is not a model, is damaged, or differs from `like` in structure, shape or dtype.
     """
     return _store.load(path, like, kind="model")[0]
+
+
+def read_model_meta(path: str | Path) -> dict[str, Any]:
+    """The `meta` that `save_model` was given, without reading the parameters. Raises as `load_model` does."""
+    return _store.read_meta(path, kind="model")
 
 
 def save_solution(path: str | Path, solution: Solution) -> None:

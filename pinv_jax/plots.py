@@ -221,7 +221,7 @@ def jacobian_spectrum(singular_values: ArrayLike, noise_level: float, *, unit: s
     """
     values = -np.sort(-np.atleast_2d(np.asarray(singular_values)), axis=-1)
     number, median = np.arange(1, values.shape[1] + 1), np.median(values, axis=0)
-    figure, axes = _figure(2.8)
+    figure, axes = _figure(3.1)
     axes.plot(number, median, "o", color=_COLOURS[0], markersize=3, label="singular values")
     if len(values) > 1:
         low, high = values.min(axis=0), values.max(axis=0)

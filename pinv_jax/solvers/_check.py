@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
+from jax.core import Tracer
 from jaxtyping import Array
 
 from .._problem import Problem
@@ -33,7 +34,7 @@ def as_floating(value: Any, name: str) -> Array:
 
 def concrete(value: Any) -> bool:
     """Whether a number can be looked at now."""
-    return value is not None and not isinstance(value, jax.core.Tracer)
+    return value is not None and not isinstance(value, Tracer)
 
 
 def check_arguments(problem: Problem, solver: Any, *, max_steps: Any, history: Any, adjoint: Any) -> None:

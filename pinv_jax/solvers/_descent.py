@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Scalar
 
 from .._problem import Problem
-from .._solution import RESULTS
+from .._solution import RESULTS, result_where
 from ._base import AbstractSolver, AbstractState, Evaluations, Point, Record, Stop
 from ._search import AbstractSearch, Trial
 
@@ -92,10 +93,19 @@ def with_gradient(point: Point, gradient: Float[Array, "*x"]) -> Point:
     return Point(point.prediction, point.residual, point.objective, gradient)
 
 
-def cond_or_zeros(pred: Bool[Array, ""], fn: Callable[[], Any]) -> Any:
-    """`fn()` where `pred`, else zeros of its structure."""
-    zeros = jax.eval_shape(fn)
-    return jax.lax.cond(pred, fn, lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), zeros))
+def when(pred: Bool[Array, ""], fn: Callable[[], PyTree], otherwise: PyTree) -> PyTree:
+    """`fn()` where `pred`, else `otherwise`; evaluated only if some lane of the batch needs it.
+
+    A plain `lax.cond` becomes a `select` under `vmap`, and copies whatever it closes over, parameters of the forward
+    map included, once for every lane.
+    """
+    new = jax.lax.cond(eqxi.unvmap_any(pred), fn, lambda: otherwise)
+    return select(pred, new, otherwise)
+
+
+def zeros_like(fn: Callable[[], PyTree]) -> PyTree:
+    """Zeros of the structure of `fn()`."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn))
 
 
 def select(pred: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
@@ -142,9 +152,9 @@ def judge_end(
     # of the rounding unit, where the curvature of the objective along the trial drowns it.
     least = jnp.where(exhausted, jnp.maximum(jnp.sqrt(eps), stop.promise(eps.dtype)), stop.promise(eps.dtype))
     stationary = (promise >= 0) & (promise <= least * point.objective)
-    result = RESULTS.where(stationary, RESULTS.stationary, RESULTS.line_search_failed)
-    result = RESULTS.where(finite, result, RESULTS.nonfinite_input)
-    return met | ~finite | stationary | exhausted, RESULTS.where(met, RESULTS.successful, result)
+    result = result_where(stationary, RESULTS.stationary, RESULTS.line_search_failed)
+    result = result_where(finite, result, RESULTS.nonfinite_input)
+    return met | ~finite | stationary | exhausted, result_where(met, RESULTS.successful, result)
 
 
 class AbstractDescentSolver(AbstractSolver[DescentState]):
@@ -162,7 +172,7 @@ class AbstractDescentSolver(AbstractSolver[DescentState]):
         """Where to begin."""
         return x, Evaluations()
 
-    def rjcp(self, problem: Problem, x: Float[Array, "*x"], point: Point) -> tuple[Scalar, Evaluations]:
+    def rjcp(self, problem: Problem, x: Float[Array, "*x"]) -> tuple[Scalar, Evaluations]:
         """The composition defect to record at an accepted iterate, if this solver computes one."""
         return jnp.asarray(jnp.nan, x.dtype), Evaluations()
 
@@ -179,9 +189,10 @@ class AbstractDescentSolver(AbstractSolver[DescentState]):
             memo, memo_work = self.descent.init(problem, x, here)
             return here.gradient, memo, counted(Evaluations(vjp=1) + memo_work)
 
-        grad, memo, advance_work = cond_or_zeros(~self.stop.met(problem, point.residual), advance)
+        goes_on = ~self.stop.met(problem, point.residual)
+        grad, memo, advance_work = when(goes_on, advance, zeros_like(advance))
         point = with_gradient(point, grad)
-        rjcp, rjcp_work = self.rjcp(problem, x, point)
+        rjcp, rjcp_work = self.rjcp(problem, x)
         zero = jnp.zeros((), jnp.int32)
         record = Record(
             num_steps=zero,
@@ -214,13 +225,16 @@ class AbstractDescentSolver(AbstractSolver[DescentState]):
         def advance():
             here = with_gradient(point, gradient())
             memo, memo_work = self.descent.update(problem, x_try, here, state.memo)
-            return here, memo, counted(Evaluations(vjp=1) + memo_work)
+            return here.gradient, memo, counted(Evaluations(vjp=1) + memo_work)
 
-        def stay():
-            return select(accept, point, old), state.memo, counted(Evaluations())
+        def measure():
+            rjcp, rjcp_work = self.rjcp(problem, x_try)
+            return rjcp, counted(rjcp_work)
 
-        here, memo, advance_work = jax.lax.cond(goes_on, advance, stay)
-        rjcp, rjcp_work = self.rjcp(problem, x_try, point)
+        nothing = counted(Evaluations())
+        grad, memo, advance_work = when(goes_on, advance, (old.gradient, state.memo, nothing))
+        rjcp, rjcp_work = when(accept, measure, (state.record.rjcp, nothing))
+        here = with_gradient(select(accept, point, old), grad)
         record = state.record
         record = Record(
             num_steps=record.num_steps + accept,
@@ -230,7 +244,7 @@ class AbstractDescentSolver(AbstractSolver[DescentState]):
             residual_rms=problem.residual_rms(here.residual),
             objective=here.objective,
             step_size=jnp.where(accept, state.step_size, record.step_size),
-            rjcp=jnp.where(accept, rjcp, record.rjcp),
+            rjcp=rjcp,
         )
         return jnp.where(accept, x_try, x), DescentState(
             record=record,

@@ -122,8 +122,8 @@ class DIPG(AbstractDescentSolver):
         """Jumps to `g(data)` if that helps."""
         return jump(self.descent.inverse, problem, x) if self.jump_first else (x, Evaluations())
 
-    def rjcp(self, problem: Problem, x: Float[Array, "*x"], point: Point) -> tuple[Scalar, Evaluations]:
+    def rjcp(self, problem: Problem, x: Float[Array, "*x"]) -> tuple[Scalar, Evaluations]:
         """The value of `trust` at `x`."""
         if self.trust is None:
-            return super().rjcp(problem, x, point)
+            return super().rjcp(problem, x)
         return self.trust(problem.forward, self.descent.inverse, x)

@@ -22,8 +22,9 @@ class QuasiNewtonDescent(AbstractDescent[tuple[Any, Array]]):
         self, x: Float[Array, "*x"], point: Point, state: Any
     ) -> tuple[tuple[Any, Float[Array, "*x"]], Evaluations]:
         update, state = optax.scale_by_lbfgs(self.memory_size).update(point.gradient, state, x)
-        descends = jnp.sum(update * point.gradient) > 0
-        return (state, -jnp.where(descends, update, point.gradient)), Evaluations()
+        direction = jnp.asarray(update)
+        descends = jnp.sum(direction * point.gradient) > 0
+        return (state, -jnp.where(descends, direction, point.gradient)), Evaluations()
 
     def init(
         self, problem: Problem, x: Float[Array, "*x"], point: Point

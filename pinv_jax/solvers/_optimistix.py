@@ -7,7 +7,7 @@ import optimistix as optx
 from jaxtyping import Array, Float
 
 from .._problem import Problem
-from .._solution import RESULTS, Solution, Stats
+from .._solution import RESULTS, Solution, Stats, result_where
 
 
 def run_optimistix(problem: Problem, solver: Any, x0: Float[Array, "*x"], max_steps: int) -> Solution:
@@ -27,7 +27,7 @@ def run_optimistix(problem: Problem, solver: Any, x0: Float[Array, "*x"], max_st
     result = RESULTS.promote(sol.result) if max_steps > 0 else RESULTS.nonlinear_max_steps_reached
     prediction = problem.forward(x)
     rms = problem.residual_rms(prediction - problem.data)
-    ended = RESULTS.where(jnp.isfinite(rms), result, RESULTS.nonlinear_divergence)  # never a success with a NaN
+    ended = result_where(jnp.isfinite(rms), result, RESULTS.nonlinear_divergence)  # never a success with a NaN
     unknown = jnp.asarray(-1, jnp.int32)
     stats = Stats(
         num_steps=jnp.asarray(sol.stats["num_steps"] if max_steps > 0 else 0, jnp.int32),
@@ -40,4 +40,4 @@ def run_optimistix(problem: Problem, solver: Any, x0: Float[Array, "*x"], max_st
         residual_rms=rms,
         objective=problem.merit(x, prediction),
     )
-    return Solution(x, RESULTS.where(finite, ended, RESULTS.nonfinite_input), stats)
+    return Solution(x, result_where(finite, ended, RESULTS.nonfinite_input), stats)

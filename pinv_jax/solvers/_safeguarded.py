@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
@@ -11,7 +10,7 @@ from .._solution import RESULTS
 from ..maps import store
 from ._base import AbstractSolver, AbstractState, Evaluations, Point, Record, Stop
 from ._check import check_inverse
-from ._descent import cond_or_zeros, counted, evaluate, judge_end, make_trial, select, with_gradient
+from ._descent import counted, evaluate, judge_end, make_trial, select, when, with_gradient, zeros_like
 from ._dipg import LearnedDescent, jump
 from ._levenberg_marquardt import DampedDescent
 from ._normal import AbstractNormalSolver, ConjugateGradients
@@ -49,7 +48,8 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
     fails the Armijo test of the true displacement, the fallback takes over until one of its steps is accepted.
     `stats.num_fallbacks` says how many steps came from it. A poor inverse therefore costs time, never the answer.
 
-    In a batch under `jax.vmap`, lanes on the learned step cost the fallback one linearisation and no iterations.
+    In a batch under `jax.vmap` the fallback is evaluated only in turns where some lane needs it, and lanes on the
+    learned step add no iterations to it.
 
     Args:
         inverse: `g: y -> x` on one example.
@@ -97,9 +97,9 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
 
     def _trusted(self, problem: Problem, x: Float[Array, "*x"]) -> tuple[Bool[Array, ""], Scalar, Evaluations]:
         if self.trust is None:
-            return jnp.asarray(True), jnp.asarray(jnp.nan, x.dtype), Evaluations()
+            return jnp.asarray(True), jnp.asarray(jnp.nan, x.dtype), counted(Evaluations())
         rjcp, work = self.trust(problem.forward, self.learned.inverse, x)
-        return jnp.asarray(self.trust.holds(rjcp)), rjcp, work
+        return jnp.asarray(self.trust.holds(rjcp)), rjcp, counted(work)
 
     def init(
         self, problem: Problem, x: Float[Array, "*x"], *, key: PRNGKeyArray | None = None
@@ -113,18 +113,17 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
             here = with_gradient(point, gradient())
             learned_memo, learned_work = self.learned.init(problem, x, here)
             damped_memo, damped_work = self.damped.init(problem, x, here)
-            trusted, rjcp, trust_work = self._trusted(problem, x)
-            spent = Evaluations(vjp=1) + learned_work + damped_work + trust_work
-            return here.gradient, learned_memo, damped_memo, trusted, rjcp, counted(spent)
+            return here.gradient, learned_memo, damped_memo, counted(Evaluations(vjp=1) + learned_work + damped_work)
 
         goes_on = ~self.stop.met(problem, point.residual)
-        grad, learned_memo, damped_memo, trusted, rjcp, spent = cond_or_zeros(goes_on, advance)
+        grad, learned_memo, damped_memo, spent = when(goes_on, advance, zeros_like(advance))
+        trusted, rjcp, trust_work = self._trusted(problem, x)
         zero = jnp.zeros((), jnp.int32)
         record = Record(
             num_steps=zero,
             num_rejected=zero,
             num_fallbacks=zero,
-            evaluations=spent + Evaluations(f=1) + work,
+            evaluations=spent + Evaluations(f=1) + work + trust_work,
             residual_rms=problem.residual_rms(point.residual),
             objective=point.objective,
             step_size=jnp.asarray(jnp.nan, x.dtype),
@@ -158,7 +157,7 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
             displacement, work = self.damped.displacement(problem, x, masked, state.damped_memo, state.step_size)
             return displacement, counted(work)
 
-        displacement, work = jax.lax.cond(learned, by_inverse, by_fallback)
+        displacement, work = when(~learned, by_fallback, by_inverse())
         x_try = problem.feasible(x + displacement)
         point, gradient = evaluate(problem, x_try)
         model = self.damped.predicted(old, state.damped_memo, displacement, state.step_size)
@@ -172,16 +171,15 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
             here = with_gradient(point, gradient())
             learned_memo, learned_work = self.learned.update(problem, x_try, here, state.learned_memo)
             damped_memo, damped_work = self.damped.update(problem, x_try, here, state.damped_memo)
-            trusted, rjcp, trust_work = self._trusted(problem, x_try)
-            spent = Evaluations(vjp=1) + learned_work + damped_work + trust_work
-            return here, learned_memo, damped_memo, trusted, rjcp, counted(spent)
+            return here.gradient, learned_memo, damped_memo, counted(Evaluations(vjp=1) + learned_work + damped_work)
 
-        def stay():
-            kept = select(accept, point, old)
-            no = jnp.asarray(False)
-            return kept, state.learned_memo, state.damped_memo, no, state.record.rjcp, counted(Evaluations())
-
-        here, learned_memo, damped_memo, trusted, rjcp, spent = jax.lax.cond(goes_on, advance, stay)
+        nothing = counted(Evaluations())
+        kept = (old.gradient, state.learned_memo, state.damped_memo, nothing)
+        grad, learned_memo, damped_memo, spent = when(goes_on, advance, kept)
+        # After a rejection the fallback stays in charge until one of its steps is accepted.
+        doubted = (jnp.asarray(False), state.record.rjcp, nothing)
+        trusted, rjcp, trust_work = when(accept, lambda: self._trusted(problem, x_try), doubted)
+        here = with_gradient(select(accept, point, old), grad)
         record = state.record
         fallback_rejected = ~accept & ~learned
         first = fallback_rejected & (state.num_trials == 0)
@@ -190,7 +188,7 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
                 num_steps=record.num_steps + accept,
                 num_rejected=record.num_rejected + ~accept,
                 num_fallbacks=record.num_fallbacks + (accept & ~learned),
-                evaluations=record.evaluations + Evaluations(f=1) + work + spent,
+                evaluations=record.evaluations + Evaluations(f=1) + work + spent + trust_work,
                 residual_rms=problem.residual_rms(here.residual),
                 objective=here.objective,
                 step_size=jnp.where(accept, trial.step_size, record.step_size),

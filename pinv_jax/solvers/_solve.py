@@ -10,7 +10,7 @@ import optimistix as optx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._problem import Problem
-from .._solution import RESULTS, History, Solution, Stats
+from .._solution import RESULTS, History, Solution, Stats, result_where
 from ..maps import prepare
 from ._base import AbstractSolver, Record
 from ._check import as_floating, check_arguments, check_batch, check_problem
@@ -61,7 +61,8 @@ def solve(
     check_arguments(problem, solver, max_steps=max_steps, history=history, adjoint=adjoint)
     x0, data = as_floating(x0, "x0"), as_floating(problem.data, "data")
     problem = Problem(problem.forward, data, problem.project, problem.noise_std, problem.prior)
-    solution = _run(problem, solver, x0, key, max_steps, history, adjoint, precision)
+    solver, limit = _as_arrays(solver, max_steps, adjoint, x0.dtype)
+    solution = _run(problem, solver, x0, key, limit, history, adjoint, precision)
     if throw:
         return solution.result.error_if(solution, ~solution.success)
     return solution
@@ -103,7 +104,16 @@ def solve_batch(
     per_lane = problem.noise_std is not None and jnp.shape(problem.noise_std) == data.shape
     problem = Problem(problem.forward, data, problem.project, problem.noise_std, problem.prior)
     keys = None if key is None else jax.random.split(key, x0.shape[0])
-    return _run_batch(problem, solver, x0, keys, per_lane, max_steps, history, adjoint, precision)
+    solver, limit = _as_arrays(solver, max_steps, adjoint, x0.dtype)
+    return _run_batch(problem, solver, x0, keys, per_lane, limit, history, adjoint, precision)
+
+
+def _as_arrays(solver: Any, max_steps: int, adjoint: Adjoint, dtype: Any) -> tuple[Any, Any]:
+    """Tolerances and budgets as arrays, so that another value does not compile again; optimistix needs its as they are."""
+    if not isinstance(solver, AbstractSolver):
+        return solver, max_steps
+    solver = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype) if isinstance(leaf, float) else leaf, solver)
+    return solver, max_steps if adjoint == "checkpointed" else jnp.asarray(max_steps)
 
 
 @eqx.filter_jit
@@ -113,7 +123,7 @@ def _run_batch(
     x0: Array,
     keys: Any,
     per_lane: bool,  # noqa: FBT001 (static under filter_jit, never written by a user)
-    max_steps: int,
+    max_steps: Any,
     history: int | None,
     adjoint: Adjoint,
     precision: str,
@@ -136,7 +146,7 @@ def _run(
     solver: Any,
     x0: Array,
     key: Any,
-    max_steps: int,
+    max_steps: Any,
     history: int | None,
     adjoint: Adjoint,
     precision: str,
@@ -151,7 +161,7 @@ def _loop(
     solver: Any,
     x0: Array,
     key: Any,
-    max_steps: int,
+    max_steps: Any,
     history: int | None,
     adjoint: Adjoint,
     precision: str,
@@ -186,8 +196,8 @@ def _loop(
         x, state, rows = eqxi.while_loop(going, turn, (x, state, rows), kind=kind, checkpoints=checkpoints)
 
         done, result = solver.terminate(problem, x, state)
-        result = RESULTS.where(done, result, RESULTS.nonlinear_max_steps_reached)
-        result = RESULTS.where(finite_input, result, RESULTS.nonfinite_input)
+        result = result_where(done, result, RESULTS.nonlinear_max_steps_reached)
+        result = result_where(finite_input, result, RESULTS.nonfinite_input)
         record = state.record
         evaluations = record.evaluations
         stats = Stats(
