@@ -4,8 +4,13 @@
 `pde`, `learn`, `solvers`, `diagnostics`, `suite`, `data`, `io`, `plots`.
 """
 
+from . import data as data
 from . import diagnostics as diagnostics
+from . import io as io
+from . import learn as learn
 from . import maps as maps
+from . import pde as pde
+from . import plots as plots
 from . import solvers as solvers
 from ._problem import GaussianPrior as GaussianPrior
 from ._problem import Linearisation as Linearisation

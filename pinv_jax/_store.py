@@ -112,6 +112,18 @@ def write_json(path: str | Path, obj: Any) -> None:
         handle.write(text.encode() + b"\n")
 
 
+def read_json(path: str | Path) -> Any:
+    """Reads what `write_json` wrote.
+
+    Raises:
+        ValueError: if the file is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged, or not written by pinv_jax: {error}") from error
+
+
 def _text(value: Any) -> str:
     """A static value as text that is the same in every process: no addresses, and a tree by its own statics."""
     if isinstance(value, tuple | list):

@@ -195,7 +195,6 @@ def _fit_stage(
     zero = jnp.zeros((), jnp.int32)
     gates = {n: jnp.asarray(False) for n, term in stage.terms.items() if isinstance(term.weight, Gated)}
     state = _State(params, stage.optimiser.init(params), params, jnp.asarray(jnp.inf, dtype), zero, zero, zero, gates)
-    state = jax.tree.map(jnp.array, state)  # neither weak types, which would compile twice, nor shared buffers
     blank = lambda: np.full(stage.num_steps, np.nan, dtype)
     record = {"loss": blank(), "terms": {n: blank() for n in stage.terms}, "weights": {n: blank() for n in stage.terms}}
     scores = np.full(-(-stage.num_steps // length), np.nan, dtype)

@@ -27,7 +27,7 @@ def integrate(
 
     `diffrax.diffeqsolve` supports forward or reverse mode, chosen in advance; a scan over steps supports both, at the
     cost of a hand-written stepper. Explicit Runge-Kutta solvers are stepped from their tableau, stages unrolled:
-    their own `step` loops over the stages through a buffer, which costs 4 (Heun) to 8 (Tsit5) times as much. Other
+    their own `step` loops over the stages through a buffer, which costs 4 to 5 times as much (Heun, Tsit5). Other
     solvers are stepped by their own `step`. Reverse mode keeps what every step of a nonlinear vector field needs: for
     long runs, integrate in pieces under `jax.checkpoint`.
 

@@ -1,1 +1,22 @@
-"""Placeholder docstring."""
+"""Named inverse problems: forward map, prior, noise, sizes, tolerances and recipes; one file each.
+
+Adding one: a file with an `InverseProblem`, and a line in `PROBLEMS`.
+"""
+
+from collections.abc import Mapping
+
+from ._base import SOLVER_NAMES as SOLVER_NAMES
+from ._base import Dataset as Dataset
+from ._base import InverseProblem as InverseProblem
+from ._base import Recipe as Recipe
+from ._base import Row as Row
+from ._base import make_dataset as make_dataset
+from ._base import mean_estimate as mean_estimate
+from ._base import ridge_estimate as ridge_estimate
+from ._heat1d import HEAT1D as HEAT1D
+from ._report import format_table as format_table
+from ._run import Options as Options
+from ._run import run as run
+
+PROBLEMS: Mapping[str, InverseProblem] = {problem.name: problem for problem in (HEAT1D,)}
+"""Every problem by name."""

@@ -1,0 +1,84 @@
+"""The command `pinv-jax`: `run NAME` solves a named inverse problem from data to report, `list` names them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pinv-jax", description="Inversion of nonlinear maps in JAX.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="build the data of a problem, train, solve, and write a report")
+    run.add_argument("problem", help="its name; see `pinv-jax list`")
+    run.add_argument("--seed", type=int, default=0, help="of data, training and probes (default 0)")
+    run.add_argument(
+        "--recipe", action="append", metavar="NAME", help="published or default; repeatable; both if absent"
+    )
+    run.add_argument("--solver", action="append", metavar="NAME", help="repeatable; all if absent")
+    run.add_argument("--num-test", type=int, metavar="N", help="test observations")
+    run.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    run.add_argument("--out", type=Path, metavar="FOLDER", help="default results/PROBLEM")
+    run.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
+    run.add_argument("--quick", action="store_true", help="small and short, to see that everything runs")
+    commands.add_parser("list", help="name the problems, their recipes and the solvers")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, or 2 with one line on standard error for bad input."""
+    options = _parser().parse_args(arguments)
+    # Many small decompositions: LAPACK's own threads wait for each other and cost more than they give.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        return _list() if options.command == "list" else _run(options)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"pinv-jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pinv-jax: interrupted; repeat the command with --resume to continue", file=sys.stderr)
+        return 130
+
+
+def _list() -> int:
+    from . import suite
+
+    for problem in suite.PROBLEMS.values():
+        print(f"{problem.name}: {problem.summary}\n    recipes: {', '.join(problem.recipes)}; {problem.reference}")
+    print(f"solvers: {', '.join(suite.SOLVER_NAMES)}")
+    return 0
+
+
+def _known(kind: str, names: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...] | None:
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}; known are {', '.join(known)}")
+    return tuple(names) if names else None
+
+
+def _run(options: argparse.Namespace) -> int:
+    import jax
+
+    from . import suite
+
+    _known("problem", [options.problem], list(suite.PROBLEMS))
+    problem = suite.PROBLEMS[options.problem]
+    recipes = _known("recipe", options.recipe, list(problem.recipes))
+    solvers = _known("solver", options.solver, suite.SOLVER_NAMES)
+    if options.num_test is not None and options.num_test < 2:
+        raise ValueError(f"--num-test {options.num_test}; expected at least 2")
+    if options.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    chosen = suite.Options(options.seed, recipes, solvers, options.num_test, options.dtype, options.quick)
+    out = options.out if options.out is not None else Path("results") / problem.name
+    report = suite.run(problem, chosen, out, resume=options.resume)
+    print(suite.format_table(report))
+    print(f"\nwritten to {out}: report.json, solutions.npz, models/{', figures/' if report['figures'] else ''}")
+    if not report["figures"]:
+        print('no figures: matplotlib is not installed; `pip install "pinv_jax[plot]"`')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""The printed table and the figures of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import plots
+from .._solution import History
+from ..solvers import AbstractSolver
+from ._base import Dataset, Row
+
+COLUMNS = (
+    ("recipe", "recipe"),
+    ("solver", "solver"),
+    ("note", "note"),
+    ("success %", "success"),
+    ("95 % interval", "interval"),
+    ("steps", "steps"),
+    ("acc/tried", "tried"),
+    ("RMSE x", "rmse"),
+    ("res f", "surrogate"),
+    ("res physics", "physics"),
+    ("fallbacks", "fallbacks"),
+    ("f/g/JVP/VJP", "evaluations"),
+    ("ms/solve", "milliseconds"),
+    ("us/step", "step"),
+)
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    low, high = row["success_interval"]
+    solved = "median_steps" in row
+    surrogate = row["residual_rms_surrogate"]
+    cells = {
+        "recipe": row["recipe"],
+        "solver": row["solver"],
+        "note": row["note"],
+        "success": f"{100 * row['success_rate']:.1f}",
+        "interval": f"{100 * low:.1f}-{100 * high:.1f}",
+        "rmse": f"{row['rmse_x']:.4f}",
+        "surrogate": "" if surrogate is None else f"{surrogate:.3g}",
+        "physics": f"{row['residual_rms_physics']:.3g}",
+        "milliseconds": f"{1e3 * row['seconds_per_solve']:.3g}",
+    }
+    if solved:
+        first, last = row["steps_quartiles"]
+        each = row["evaluations_per_solve"]
+        cells |= {
+            "steps": f"{row['median_steps']:g} [{first:g}, {last:g}]",
+            "tried": f"{row['accepted']}/{row['tried']}",
+            "fallbacks": str(row["fallbacks"]),
+            "evaluations": "/".join(f"{each[name]:.3g}" for name in ("f", "g", "jvp", "vjp")),
+            "step": "" if row["seconds_per_step"] is None else f"{1e6 * row['seconds_per_step']:.3g}",
+        }
+    return cells
+
+
+def format_table(report: dict[str, Any], *, markdown: bool = False) -> str:
+    """The rows of a report as text, aligned for a terminal or as Markdown."""
+    rows = [_cells(row) for row in report["rows"]]
+    lines = [[title for title, _ in COLUMNS], *([row.get(key, "") for _, key in COLUMNS] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    rule = ["-" * width for width in widths]
+    if markdown:
+        body = [padded[0], rule, *padded[1:]]
+        text = "\n".join("| " + " | ".join(line) + " |" for line in body)
+    else:
+        text = "\n".join("  ".join(line).rstrip() for line in [padded[0], rule, *padded[1:]])
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in report["training_seconds"].items())
+    head = (
+        f"{report['problem']}: n = {report['num_test']}, seed {report['seed']}, {report['dtype']}, {report['device']}; "
+        f"{versions}\n"
+        f"tolerance {report['tolerance']:g} on the RMS of the z-scored residual; noise level "
+        f"{report['noise_level']:.3f}; training {seconds}"
+    )
+    measures = "\n".join(f"{name}: {_flat(values)}" for name, values in report["measures"].items() if values)
+    return f"{head}\n{measures}\n\n{text}" if measures else f"{head}\n\n{text}"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> str:
+    parts = []
+    for name, value in values.items():
+        inner = isinstance(value, dict)
+        parts.append(_flat(value, f"{prefix}{name} ") if inner else f"{prefix}{name} {value:.4g}")
+    return ", ".join(parts)
+
+
+def draw(out: Path, dataset: Dataset, results: Sequence[tuple[Row, Any]], report: dict[str, Any]) -> list[str]:
+    """Writes the figures; returns their names, none where matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return []
+    same = [(row, outcome) for row, outcome in results if row.data is dataset.test.y]
+    solved = [(row, outcome) for row, outcome in same if isinstance(row.method, AbstractSolver)]
+    label = {row.name: f"{row.solver}, {row.note}" if row.note else row.solver for row, _ in results}
+    shown = [(row, outcome) for row, outcome in same if row.solver in ("ridge", "one-shot", "dipg", "lm")]
+    first: dict[str, np.ndarray] = {}
+    for row, outcome in shown:
+        first.setdefault(row.solver, outcome["x"])
+    figures = {
+        "reconstructions": plots.reconstructions(np.asarray(dataset.test.x), first, np.asarray(dataset.test.y)),
+        "spectrum": plots.jacobian_spectrum(report["spectrum"], report["noise_level"]),
+        "success": plots.success_against_tolerance(
+            {label[row.name]: outcome["physics_residual_rms"] for row, outcome in same}, report["tolerance"]
+        ),
+    }
+    if solved:
+        histories = {
+            label[row.name]: History(**{name: outcome[f"history.{name}"] for name in History.__dataclass_fields__})
+            for row, outcome in solved
+        }
+        figures["residuals"] = plots.residual_against_step(histories, tolerance=report["tolerance"])
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+    return sorted(f"figures/{name}.png" for name in figures)
