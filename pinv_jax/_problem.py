@@ -55,9 +55,8 @@ class Linearisation(eqx.Module):
 class Problem(eqx.Module):
     """Find `x` with `forward(x) = data`, by least squares.
 
-    The objective is `0.5 * mean((forward(x) - data)**2)`. With a `prior` it is
-    `0.5 * (sum(((forward(x) - data) / noise_std)**2) + sum((L (x - mean))**2)) / size(data)`, whose minimiser is the
-    maximum a posteriori estimate (`noise_std` is one where it is not given).
+    The objective is `0.5 * mean(((forward(x) - data) / noise_std)**2)`, `noise_std` being one where it is not given.
+    With a `prior`, `0.5 * sum((L (x - mean))**2) / size(data)` is added: the minimiser is the maximum a posteriori one.
 
     Nothing is checked here, so that `Problem(None, 0)` can be an `in_axes`; `solve` checks.
 
@@ -67,7 +66,8 @@ class Problem(eqx.Module):
         project: optional projection of `x` onto its feasible set, for example
             `lambda x: optax.projections.projection_box(x, 0.0, 1.0)`.
         noise_std: standard deviation of the noise in the units of `data`, a scalar or shaped like `data`. The
-            discrepancy is `sqrt(mean((residual / noise_std)**2))`.
+            discrepancy is `sqrt(mean((residual / noise_std)**2))`. It weighs the objective too: a trained inverse is a
+            descent direction for the weighted objective, and not always for the plain one.
         prior: optional `GaussianPrior`.
     """
 
@@ -97,11 +97,15 @@ class Problem(eqx.Module):
 
     def misfit(self, x: Float[Array, "*x"], prediction: Float[Array, "*y"]) -> Float[Array, " k"]:
         """The flat vector whose mean square (over the size of `data`) is twice the objective."""
-        residual = prediction - self.data
+        scaled = self._scaled(prediction - self.data)
         if self.prior is None:
+            return scaled
+        return jnp.concatenate([scaled, self.prior.whiten(x)])
+
+    def _scaled(self, residual: Float[Array, "*y"]) -> Float[Array, " m"]:
+        if self.noise_std is None:
             return jnp.ravel(residual)
-        std = jnp.asarray(1.0 if self.noise_std is None else self.noise_std, residual.dtype)
-        return jnp.concatenate([jnp.ravel(residual / jnp.broadcast_to(std, residual.shape)), self.prior.whiten(x)])
+        return jnp.ravel(residual / jnp.broadcast_to(jnp.asarray(self.noise_std, residual.dtype), residual.shape))
 
     def merit(self, x: Float[Array, "*x"], prediction: Float[Array, "*y"]) -> Scalar:
         """The objective at `x`, given `prediction = forward(x)`."""
@@ -118,8 +122,7 @@ class Problem(eqx.Module):
 
     def discrepancy(self, residual: Float[Array, "*y"]) -> Scalar:
         """Root mean square of the residual in units of the noise; about one at the true `x`."""
-        std = jnp.broadcast_to(jnp.asarray(self.noise_std, residual.dtype), residual.shape)
-        return jnp.sqrt(jnp.mean((residual / std) ** 2))
+        return jnp.sqrt(jnp.mean(self._scaled(residual) ** 2))
 
     def linearise(self, x: Float[Array, "*x"]) -> Linearisation:
         """Prediction, residual and Jacobian operator at `x`; both derivative products share one primal pass."""

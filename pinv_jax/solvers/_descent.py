@@ -151,7 +151,7 @@ def judge_end(
     # A promise too small to measure means stationarity; so does, once all trials have failed, one below the square root
     # of the rounding unit, where the curvature of the objective along the trial drowns it.
     least = jnp.where(exhausted, jnp.maximum(jnp.sqrt(eps), stop.promise(eps.dtype)), stop.promise(eps.dtype))
-    stationary = (promise >= 0) & (promise <= least * point.objective)
+    stationary = jnp.abs(promise) <= least * point.objective
     result = result_where(stationary, RESULTS.stationary, RESULTS.line_search_failed)
     result = result_where(finite, result, RESULTS.nonfinite_input)
     return met | ~finite | stationary | exhausted, result_where(met, RESULTS.successful, result)

@@ -182,7 +182,7 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
         here = with_gradient(select(accept, point, old), grad)
         record = state.record
         fallback_rejected = ~accept & ~learned
-        first = fallback_rejected & (state.num_trials == 0)
+        first = state.num_trials == 0  # of the fallback: a learned step that promises little only hands over to it
         return jnp.where(accept, x_try, x), SafeguardedState(
             record=Record(
                 num_steps=record.num_steps + accept,
@@ -200,7 +200,7 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
             learned=trusted,
             step_size=jnp.where(learned, state.step_size, step_size),
             num_trials=jnp.where(accept, 0, state.num_trials + fallback_rejected),
-            promise=jnp.where(accept, jnp.inf, jnp.where(first, -trial.slope, state.promise)),
+            promise=jnp.where(learned, jnp.inf, jnp.where(first, -trial.slope, state.promise)),
         )
 
     def terminate(

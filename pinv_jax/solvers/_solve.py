@@ -47,7 +47,8 @@ def solve(
         adjoint: `"forward"` allows forward-mode derivatives through the solve; `"checkpointed"` also reverse mode, at
             the price of recomputation, by checkpointing the loop.
         precision: the matrix multiplication precision of everything inside; the accelerators' default (bfloat16 passes
-            or TF32) breaks Gauss-Newton steps.
+            or TF32) breaks Gauss-Newton steps. Gradients of the solve inherit it, except that the backward rule of a
+            `jax.custom_vjp` function in your map must open the context by itself.
         key: for solvers that draw random numbers; none of the built-in ones does.
         throw: raise on failure, through a host callback. By default failures are codes.
 
@@ -62,7 +63,10 @@ def solve(
     x0, data = as_floating(x0, "x0"), as_floating(problem.data, "data")
     problem = Problem(problem.forward, data, problem.project, problem.noise_std, problem.prior)
     solver, limit = _as_arrays(solver, max_steps, adjoint, x0.dtype)
-    solution = _run(problem, solver, x0, key, limit, history, adjoint, precision)
+    # Opened here, around the compiled function: differentiating a solve traces the rules of custom_jvp functions in the
+    # user's map once more, after the trace inside has ended.
+    with jax.default_matmul_precision(precision):
+        solution = _run(problem, solver, x0, key, limit, history, adjoint, precision)
     if throw:
         return solution.result.error_if(solution, ~solution.success)
     return solution
@@ -105,11 +109,12 @@ def solve_batch(
     problem = Problem(problem.forward, data, problem.project, problem.noise_std, problem.prior)
     keys = None if key is None else jax.random.split(key, x0.shape[0])
     solver, limit = _as_arrays(solver, max_steps, adjoint, x0.dtype)
-    return _run_batch(problem, solver, x0, keys, per_lane, limit, history, adjoint, precision)
+    with jax.default_matmul_precision(precision):
+        return _run_batch(problem, solver, x0, keys, per_lane, limit, history, adjoint, precision)
 
 
 def _as_arrays(solver: Any, max_steps: int, adjoint: Adjoint, dtype: Any) -> tuple[Any, Any]:
-    """Tolerances and budgets as arrays, so that another value does not compile again; optimistix needs its as they are."""
+    """Tolerances and budgets as arrays, so that another value does not compile again; optimistix needs its own."""
     if not isinstance(solver, AbstractSolver):
         return solver, max_steps
     solver = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype) if isinstance(leaf, float) else leaf, solver)
@@ -128,9 +133,7 @@ def _run_batch(
     adjoint: Adjoint,
     precision: str,
 ) -> Solution:
-    # Prepared once for the batch; a prepared model passes through the second call in `_loop` unchanged.
-    with jax.default_matmul_precision(precision):
-        problem, solver = prepare(problem), prepare(solver)
+    problem, solver = prepare(problem), prepare(solver)  # once for the batch
 
     def one(data: Array, noise_std: Any, x0: Array, key: Any) -> Solution:
         lane = Problem(problem.forward, data, problem.project, noise_std, problem.prior)
@@ -151,8 +154,7 @@ def _run(
     adjoint: Adjoint,
     precision: str,
 ) -> Solution:
-    with jax.default_matmul_precision(precision):
-        problem, solver = prepare(problem), prepare(solver)
+    problem, solver = prepare(problem), prepare(solver)
     return _loop(problem, solver, x0, key, max_steps, history, adjoint, precision)
 
 
@@ -167,51 +169,50 @@ def _loop(
     precision: str,
 ) -> Solution:
     check_problem(problem, solver, x0)  # here, so that it runs once per trace
-    with jax.default_matmul_precision(precision):
-        if not isinstance(solver, AbstractSolver):
-            return run_optimistix(problem, solver, x0, max_steps)
-        finite_input = jnp.all(jnp.isfinite(x0)) & jnp.all(jnp.isfinite(problem.data))
-        x, state = solver.init(problem, problem.feasible(x0), key=key)
-        record = state.record
+    if not isinstance(solver, AbstractSolver):
+        return run_optimistix(problem, solver, x0, max_steps)
+    finite_input = jnp.all(jnp.isfinite(x0)) & jnp.all(jnp.isfinite(problem.data))
+    x, state = solver.init(problem, problem.feasible(x0), key=key)
+    record = state.record
 
-        def going(carry: Any) -> Any:
-            x, state, _ = carry
-            done, _ = solver.terminate(problem, x, state)
-            return finite_input & ~done & (state.record.num_steps < max_steps)
+    def going(carry: Any) -> Any:
+        x, state, _ = carry
+        done, _ = solver.terminate(problem, x, state)
+        return finite_input & ~done & (state.record.num_steps < max_steps)
 
-        def turn(carry: Any) -> Any:
-            # Opened again because a reverse pass may trace this body on its own.
-            with jax.default_matmul_precision(precision):
-                x, state, rows = carry
-                x, after = solver.step(problem, x, state)
-                if rows is not None:
-                    accepted = after.record.num_steps > state.record.num_steps
-                    rows = _write(rows, after.record, accepted)
-                return x, after, rows
+    def turn(carry: Any) -> Any:
+        # Opened again because a reverse pass may trace this body on its own.
+        with jax.default_matmul_precision(precision):
+            x, state, rows = carry
+            x, after = solver.step(problem, x, state)
+            if rows is not None:
+                accepted = after.record.num_steps > state.record.num_steps
+                rows = _write(rows, after.record, accepted)
+            return x, after, rows
 
-        rows = None if history is None else _start(history, record)
-        kind = "lax" if adjoint == "forward" else "checkpointed"
-        # Without a bound on the turns the checkpointed loop needs a number of checkpoints; one per step is plenty.
-        checkpoints = None if adjoint == "forward" else max(max_steps, 1)
-        x, state, rows = eqxi.while_loop(going, turn, (x, state, rows), kind=kind, checkpoints=checkpoints)
+    rows = None if history is None else _start(history, record)
+    kind = "lax" if adjoint == "forward" else "checkpointed"
+    # Without a bound on the turns the checkpointed loop needs a number of checkpoints; one per step is plenty.
+    checkpoints = None if adjoint == "forward" else max(max_steps, 1)
+    x, state, rows = eqxi.while_loop(going, turn, (x, state, rows), kind=kind, checkpoints=checkpoints)
 
-        done, result = solver.terminate(problem, x, state)
-        result = result_where(done, result, RESULTS.nonlinear_max_steps_reached)
-        result = result_where(finite_input, result, RESULTS.nonfinite_input)
-        record = state.record
-        evaluations = record.evaluations
-        stats = Stats(
-            num_steps=record.num_steps,
-            num_rejected=record.num_rejected,
-            num_fallbacks=record.num_fallbacks,
-            num_f=evaluations.f,
-            num_g=evaluations.g,
-            num_jvp=evaluations.jvp,
-            num_vjp=evaluations.vjp,
-            residual_rms=record.residual_rms,
-            objective=record.objective,
-        )
-        return Solution(x, result, stats, rows)
+    done, result = solver.terminate(problem, x, state)
+    result = result_where(done, result, RESULTS.nonlinear_max_steps_reached)
+    result = result_where(finite_input, result, RESULTS.nonfinite_input)
+    record = state.record
+    evaluations = record.evaluations
+    stats = Stats(
+        num_steps=record.num_steps,
+        num_rejected=record.num_rejected,
+        num_fallbacks=record.num_fallbacks,
+        num_f=evaluations.f,
+        num_g=evaluations.g,
+        num_jvp=evaluations.jvp,
+        num_vjp=evaluations.vjp,
+        residual_rms=record.residual_rms,
+        objective=record.objective,
+    )
+    return Solution(x, result, stats, rows)
 
 
 def _start(num: int, record: Record) -> History:

@@ -12,11 +12,13 @@ from ._base import Recipe as Recipe
 from ._base import Row as Row
 from ._base import make_dataset as make_dataset
 from ._base import mean_estimate as mean_estimate
+from ._base import observed_row as observed_row
 from ._base import ridge_estimate as ridge_estimate
 from ._heat1d import HEAT1D as HEAT1D
+from ._heat1d_workshop import HEAT1D_WORKSHOP as HEAT1D_WORKSHOP
 from ._report import format_table as format_table
 from ._run import Options as Options
 from ._run import run as run
 
-PROBLEMS: Mapping[str, InverseProblem] = {problem.name: problem for problem in (HEAT1D,)}
+PROBLEMS: Mapping[str, InverseProblem] = {problem.name: problem for problem in (HEAT1D, HEAT1D_WORKSHOP)}
 """Every problem by name."""

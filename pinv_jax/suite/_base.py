@@ -125,6 +125,33 @@ class Row:
         return "".join(c if c.isalnum() or c in ".-" else "-" for c in text).strip("-")
 
 
+def observed_row(
+    dataset: Dataset,
+    recipe: str,
+    solver: str,
+    note: str,
+    method: Any,
+    *,
+    forward: Any,
+    tolerance: float,
+    **options: Any,
+) -> Row:
+    """A row that solves for the test observations of a dataset from zero."""
+    return Row(
+        recipe,
+        solver,
+        note,
+        forward=forward,
+        method=method,
+        data=dataset.test.y,
+        truth=dataset.test.x,
+        x0=jnp.zeros_like(dataset.test.x[0]),
+        tolerance=tolerance,
+        physics=dataset.physics,
+        **options,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How models are trained, and what is then solved with them.

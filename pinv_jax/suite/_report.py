@@ -96,6 +96,7 @@ def draw(out: Path, dataset: Dataset, results: Sequence[tuple[Row, Any]], report
     except ImportError:
         return []
     same = [(row, outcome) for row, outcome in results if row.data is dataset.test.y]
+    same = [(row, outcome) for row, outcome in same if row.noise_std is None]  # one stopping rule in one figure
     solved = [(row, outcome) for row, outcome in same if isinstance(row.method, AbstractSolver)]
     label = {row.name: f"{row.solver}, {row.note}" if row.note else row.solver for row, _ in results}
     shown = [(row, outcome) for row, outcome in same if row.solver in ("ridge", "one-shot", "dipg", "lm")]

@@ -135,7 +135,7 @@ def _claim(out: Path, identity: dict[str, Any], *, resume: bool) -> None:
         found = _store.read_json(marker)
         if found.get("problem") != identity["problem"]:
             raise ValueError(
-                f"{out} holds results of {found.get('problem')!r}, not of {identity['problem']!r}: choose another --out."
+                f"{out} holds results of {found.get('problem')!r}, not {identity['problem']!r}: choose another --out."
             )
         differing = [name for name in identity if found.get(name) != identity[name]]
         if resume and differing:
@@ -222,7 +222,7 @@ def _solve_row(row: Row) -> dict[str, Any]:
             return solve_batch(problem, row.method, x0, max_steps=row.max_steps, history=slots)
 
     else:
-        estimate = eqx.filter_jit(jax.vmap(row.method))
+        estimate = jax.jit(jax.vmap(lambda y: row.method(y)))
 
         def call() -> Any:
             return estimate(row.data)
