@@ -38,15 +38,15 @@ class Stats(eqx.Module):
         objective: the objective at the returned value.
     """
 
-    num_steps: Int[Array, ""]
-    num_rejected: Int[Array, ""]
-    num_fallbacks: Int[Array, ""]
-    num_f: Int[Array, ""]
-    num_g: Int[Array, ""]
-    num_jvp: Int[Array, ""]
-    num_vjp: Int[Array, ""]
-    residual_rms: Float[Array, ""]
-    objective: Float[Array, ""]
+    num_steps: Int[Array, "*batch"]
+    num_rejected: Int[Array, "*batch"]
+    num_fallbacks: Int[Array, "*batch"]
+    num_f: Int[Array, "*batch"]
+    num_g: Int[Array, "*batch"]
+    num_jvp: Int[Array, "*batch"]
+    num_vjp: Int[Array, "*batch"]
+    residual_rms: Float[Array, "*batch"]
+    objective: Float[Array, "*batch"]
 
 
 class History(eqx.Module):
@@ -59,10 +59,10 @@ class History(eqx.Module):
         rjcp: the data-metric composition defect of the learned inverse, where the solver computes it, else NaN.
     """
 
-    objective: Float[Array, " K"]
-    residual_rms: Float[Array, " K"]
-    step_size: Float[Array, " K"]
-    rjcp: Float[Array, " K"]
+    objective: Float[Array, "*batch K"]
+    residual_rms: Float[Array, "*batch K"]
+    step_size: Float[Array, "*batch K"]
+    rjcp: Float[Array, "*batch K"]
 
 
 class Solution(eqx.Module):
@@ -75,7 +75,7 @@ class Solution(eqx.Module):
         history: see `History`; `None` unless `history=K` was asked for.
     """
 
-    value: Float[Array, "*x"]
+    value: Float[Array, "..."]
     result: RESULTS
     stats: Stats
     history: History | None = None

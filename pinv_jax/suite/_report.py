@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from .. import plots
@@ -105,14 +106,16 @@ def draw(out: Path, dataset: Dataset, results: Sequence[tuple[Row, Any]], report
         first.setdefault(row.solver, outcome["x"])
     figures = {
         "reconstructions": plots.reconstructions(np.asarray(dataset.test.x), first, np.asarray(dataset.test.y)),
-        "spectrum": plots.jacobian_spectrum(report["spectrum"], report["noise_level"]),
+        "spectrum": plots.jacobian_spectrum(np.asarray(report["spectrum"]), report["noise_level"]),
         "success": plots.success_against_tolerance(
             {label[row.name]: outcome["physics_residual_rms"] for row, outcome in same}, report["tolerance"]
         ),
     }
     if solved:
         histories = {
-            label[row.name]: History(**{name: outcome[f"history.{name}"] for name in History.__dataclass_fields__})
+            label[row.name]: History(
+                **{name: jnp.asarray(outcome[f"history.{name}"]) for name in History.__dataclass_fields__}
+            )
             for row, outcome in solved
         }
         figures["residuals"] = plots.residual_against_step(histories, tolerance=report["tolerance"])
