@@ -1,10 +1,10 @@
-"""Limited-memory BFGS: `x <- x - step_size * H gradient`, the two-loop recursion of optax under our line search."""
+"""Limited-memory BFGS: `x <- x - step_size * H gradient`, `H` from the last differences of `x` and gradient."""
 
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Scalar
 
 from .._problem import Problem
@@ -13,37 +13,93 @@ from ._descent import AbstractDescent, AbstractDescentSolver
 from ._search import AbstractSearch, Armijo
 
 
-class QuasiNewtonDescent(AbstractDescent[tuple[Any, Array]]):
-    """The line along `-H gradient`, or along the gradient where that is not a descent direction."""
+class Pairs(eqx.Module):
+    """The memory of L-BFGS, the newest pair last.
+
+    `optax.scale_by_lbfgs` computes the same direction, but divides zero by zero behind a `where` at the first step and
+    on finished lanes of a batch, and so turns every reverse-mode derivative into NaN.
+
+    Attributes:
+        x, gradient: at the newest iterate.
+        steps, changes: differences of `x` and of the gradient, `s_i` and `y_i`.
+        weights: `1 / <s_i, y_i>`, zero for slots that are empty.
+        scale: `H` before the pairs is this times the identity.
+    """
+
+    x: Float[Array, "*x"]
+    gradient: Float[Array, "*x"]
+    steps: Float[Array, "m *x"]
+    changes: Float[Array, "m *x"]
+    weights: Float[Array, " m"]
+    scale: Scalar
+
+    def push(self, x: Float[Array, "*x"], gradient: Float[Array, "*x"]) -> "Pairs":
+        """With the pair that leads to `x`, unless the objective does not curve upwards along it."""
+        step, change = x - self.x, gradient - self.gradient
+        curvature = jnp.sum(step * change)
+        good = curvature > 0
+        weight = 1 / jnp.where(good, curvature, 1.0)
+        scale = curvature / jnp.where(good, jnp.sum(change**2), 1.0)
+
+        def append(rows: Array, row: Array) -> Array:
+            return jnp.where(good, jnp.concatenate([rows[1:], row[None]]), rows)
+
+        return Pairs(
+            x=x,
+            gradient=gradient,
+            steps=append(self.steps, step),
+            changes=append(self.changes, change),
+            weights=append(self.weights, weight),
+            scale=jnp.where(good, scale, self.scale),
+        )
+
+    def direction(self) -> Float[Array, "*x"]:
+        """`-H gradient`, a descent direction, by the two-loop recursion."""
+
+        def newest_first(vector: Array, pair: Any) -> tuple[Array, Array]:
+            step, change, weight = pair
+            coefficient = weight * jnp.sum(step * vector)
+            return vector - coefficient * change, coefficient
+
+        def oldest_first(vector: Array, pair: Any) -> tuple[Array, None]:
+            step, change, weight, coefficient = pair
+            return vector + (coefficient - weight * jnp.sum(change * vector)) * step, None
+
+        pairs = (self.steps, self.changes, self.weights)
+        vector, coefficients = jax.lax.scan(newest_first, self.gradient, pairs, reverse=True)
+        vector, _ = jax.lax.scan(oldest_first, self.scale * vector, (*pairs, coefficients))
+        return -vector
+
+
+class QuasiNewtonDescent(AbstractDescent[tuple[Pairs, Array]]):
+    """The line along `-H gradient`."""
 
     memory_size: int = eqx.field(static=True)
 
-    def _direction(
-        self, x: Float[Array, "*x"], point: Point, state: Any
-    ) -> tuple[tuple[Any, Float[Array, "*x"]], Evaluations]:
-        update, state = optax.scale_by_lbfgs(self.memory_size).update(point.gradient, state, x)
-        direction = jnp.asarray(update)
-        descends = jnp.sum(direction * point.gradient) > 0
-        return (state, -jnp.where(descends, direction, point.gradient)), Evaluations()
-
     def init(
         self, problem: Problem, x: Float[Array, "*x"], point: Point
-    ) -> tuple[tuple[Any, Float[Array, "*x"]], Evaluations]:
+    ) -> tuple[tuple[Pairs, Float[Array, "*x"]], Evaluations]:
         """See `AbstractDescent`."""
-        return self._direction(x, point, optax.scale_by_lbfgs(self.memory_size).init(x))
+        empty = jnp.zeros((self.memory_size, *x.shape), x.dtype)
+        # Nothing is known of the curvature: the first step is no longer than one.
+        length = jnp.sqrt(jnp.sum(jax.lax.stop_gradient(point.gradient) ** 2))
+        weights = jnp.zeros(self.memory_size, x.dtype)
+        pairs = Pairs(x, point.gradient, empty, empty, weights, 1 / jnp.maximum(length, 1.0))
+        return (pairs, pairs.direction()), Evaluations()
 
     def update(
-        self, problem: Problem, x: Float[Array, "*x"], point: Point, memo: tuple[Any, Float[Array, "*x"]]
-    ) -> tuple[tuple[Any, Float[Array, "*x"]], Evaluations]:
+        self, problem: Problem, x: Float[Array, "*x"], point: Point, memo: tuple[Pairs, Float[Array, "*x"]]
+    ) -> tuple[tuple[Pairs, Float[Array, "*x"]], Evaluations]:
         """See `AbstractDescent`."""
-        return self._direction(x, point, memo[0])
+        pairs = memo[0].push(x, point.gradient)
+        return (pairs, pairs.direction()), Evaluations()
 
     def displacement(
         self,
         problem: Problem,
         x: Float[Array, "*x"],
         point: Point,
-        memo: tuple[Any, Float[Array, "*x"]],
+        memo: tuple[Pairs, Float[Array, "*x"]],
         step_size: Scalar,
     ) -> tuple[Float[Array, "*x"], Evaluations]:
         """See `AbstractDescent`."""

@@ -172,8 +172,16 @@ class ConjugateGradients(AbstractNormalSolver[None]):
             p, *_, num = jax.lax.while_loop(cond, body, start)
             return p, num
 
+        def project_and_iterate(matvec: Any, b: Float[Array, "*x"]) -> tuple[Float[Array, "*x"], Int[Array, ""]]:
+            # A cotangent, unlike a gradient, may lie outside the range of a singular `J'J`: iterations would blow up.
+            projected, num = iterate(matvec, matvec(b))
+            direction, more = iterate(matvec, projected)
+            return direction, num + more
+
         # custom_linear_solve differentiates the solution, not the iterations.
-        direction, num = jax.lax.custom_linear_solve(normal, -point.gradient, iterate, symmetric=True, has_aux=True)
+        direction, num = jax.lax.custom_linear_solve(
+            normal, -point.gradient, iterate, project_and_iterate, symmetric=True, has_aux=True
+        )
         return direction, Evaluations(f=1, jvp=num, vjp=num)
 
 

@@ -59,6 +59,19 @@ def make_dataset(
     keys = jax.random.split(key, 3)
     clean = [generate(sample, physics, n, key=k) for n, k in zip(sizes, keys, strict=True)]
     noisy = [generate(sample, physics, n, key=k, noise_std=noise_std) for n, k in zip(sizes, keys, strict=True)]
+    return assemble(physics, sample, noise_std, clean, noisy, train_noise=train_noise)
+
+
+def assemble(
+    physics: Any,
+    sample: Any,
+    noise_std: float,
+    clean: Sequence[PairedData],
+    noisy: Sequence[PairedData],
+    *,
+    train_noise: bool = False,
+) -> Dataset:
+    """A `Dataset` from training, validation and test pairs in physical units, without and with noise."""
     used = [noisy[0], noisy[1], noisy[2]] if train_noise else [clean[0], clean[1], noisy[2]]
     mean, std = statistics(used[0].y)
     scaled = [PairedData(part.x, (part.y - mean[None]) / std[None]) for part in used]
