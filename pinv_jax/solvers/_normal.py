@@ -80,6 +80,8 @@ class Cholesky(AbstractNormalSolver[Float[Array, "n n"]]):
         self, problem: Problem, x: Float[Array, "*x"], point: Point, memo: Float[Array, "n n"], damping: Any
     ) -> tuple[Float[Array, "*x"], Evaluations]:
         """See `AbstractNormalSolver`."""
+        # A lane of a batch that met its tolerance at the start holds zeros: NaN here would be NaN in its derivatives.
+        damping = jnp.where(jnp.trace(memo) + damping > 0, damping, 1.0)
         factor = jax.scipy.linalg.cho_factor(memo + damping * jnp.eye(x.size, dtype=memo.dtype))
         return -jax.scipy.linalg.cho_solve(factor, point.gradient.ravel()).reshape(x.shape), Evaluations()
 

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..data import generate
 from ..diagnostics import DataMetric, rjcp, rjcp_floor
 from ..learn import InversePair, Stage, Term, fit, jcp, reconstruction
 from ..maps import MLP, AbstractMap, Linear, LinearSkipMLP, kaiming_uniform
@@ -39,10 +40,11 @@ class SkipInverse(AbstractMap):
         return self.skip.in_structure()
 
 
-def ridge_skip_inverse(dataset: Dataset, key: PRNGKeyArray, num_directions: int = 6, width: int = 128) -> SkipInverse:
-    noise_key, skip_key, network_key = jax.random.split(key, 3)
-    x, y = dataset.train.x, dataset.train.y
-    y = y + dataset.noise_std[None] * jax.random.normal(noise_key, y.shape, y.dtype)
+def ridge_skip_inverse(
+    x: Float[Array, "n d"], y: Float[Array, "n m"], *, key: PRNGKeyArray, num_directions: int = 6, width: int = 128
+) -> SkipInverse:
+    """A `SkipInverse` that is the ridge regression of `x` on the noisy observations `y`."""
+    skip_key, network_key = jax.random.split(key)
     x64, y64 = np.asarray(x, np.float64), np.asarray(y, np.float64)
     design = np.concatenate([np.ones((len(y64), 1)), y64], axis=1)
     penalty = 1e-4 * len(y64) * np.diag([0.0] + [1.0] * y64.shape[1])
@@ -80,9 +82,11 @@ def default_metric(dataset: Dataset) -> DataMetric:
 
 def train_inverse(dataset: Dataset, *, key: PRNGKeyArray, folder: Any, progress: Any, quick: bool) -> InversePair:
     """The default inverse: reconstruction from noisy fresh draws, and the penalty in the metric of the data."""
-    model_key, fit_key = jax.random.split(key)
+    model_key, draw_key, fit_key = jax.random.split(key, 3)
     physics, sample = dataset.physics, dataset.sample
-    metric = default_metric(dataset)
+    # Data are generated: the regression and the metric are not limited to the training set either.
+    draws = generate(sample, physics, 1024 if quick else 8192, key=draw_key, noise_std=dataset.noise_std)
+    metric = DataMetric.from_samples(draws.x, dataset.noise_std)
     num_steps = 300 if quick else 10_000
     terms = {
         "reconstruction": Term(functools.partial(reconstruction, source="data", noise_std=dataset.noise_std)),
@@ -95,7 +99,7 @@ def train_inverse(dataset: Dataset, *, key: PRNGKeyArray, folder: Any, progress:
         x = sample(key)
         return x, physics(x)
 
-    pair = InversePair(physics, ridge_skip_inverse(dataset, model_key))
+    pair = InversePair(physics, ridge_skip_inverse(draws.x, draws.y, key=model_key))
     pair, _ = fit(pair, {"inverse": stage}, draw, key=fit_key, checkpoint=folder, progress=progress)
     return pair
 

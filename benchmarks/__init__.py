@@ -1,0 +1,1 @@
+"""Timings and side-by-side comparisons; `python -m benchmarks` lists them."""

@@ -1,0 +1,25 @@
+"""`python -m benchmarks NAME [options]`: runs one benchmark; without a name, lists them."""
+
+import importlib
+import os
+import sys
+
+NAMES = ("throughput", "linesearch", "pde_cost", "import_time", "table")
+
+
+def main() -> int:
+    """Runs the named benchmark; its module has `main(argv)`."""
+    # LAPACK's own threads wait for each other on many small matrices; the same setting for every contestant.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if len(sys.argv) > 1 and sys.argv[1] in NAMES:
+        importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
+        return 0
+    print("usage: python -m benchmarks NAME [options]; NAME --help says more\n")
+    for name in NAMES:
+        summary = (importlib.import_module(f"benchmarks.{name}").__doc__ or "").splitlines()[0]
+        print(f"  {name:12} {summary}")
+    return 0 if len(sys.argv) == 1 or sys.argv[1] in ("-h", "--help") else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

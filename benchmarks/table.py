@@ -1,0 +1,68 @@
+"""`python -m benchmarks table REPORT...`: the results table of the README, from reports of several seeds."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+COLUMNS = (
+    "recipe",
+    "solver",
+    "what",
+    "success %",
+    "95 %",
+    "steps",
+    "RMSE x",
+    "residual",
+    "fallbacks",
+    "ms/solve",
+    "n",
+    "seeds",
+    "dtype, device, jax",
+)
+
+
+def _range(values: Sequence[float], digits: int) -> str:
+    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low}-{high}"
+
+
+def _cells(rows: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]]) -> list[str]:
+    row = rows[0]
+    steps = [r["median_steps"] for r in rows if "median_steps" in r]
+    seeds = ", ".join(str(report["seed"]) for report in reports)
+    report = reports[0]
+    interval = [100 * min(r["success_interval"][0] for r in rows), 100 * max(r["success_interval"][1] for r in rows)]
+    return [
+        row["recipe"],
+        row["solver"],
+        row["note"],
+        _range([100 * r["success_rate"] for r in rows], 1),
+        f"{interval[0]:.1f}-{interval[1]:.1f}",
+        _range(steps, 0) if steps else "",
+        _range([r["rmse_x"] for r in rows], 4),
+        _range([r["residual_rms_physics"] for r in rows], 3),
+        _range([r["fallbacks_per_solve"] for r in rows], 2) if steps else "",
+        f"{1e3 * sorted(r['seconds_per_solve'] for r in rows)[len(rows) // 2]:.2g}",
+        str(row["n"]),
+        seeds,
+        f"{row['dtype']}, {report['device'].split()[0]}, {report['versions']['jax']}",
+    ]
+
+
+def table(reports: Sequence[dict[str, Any]]) -> str:
+    """One Markdown row per solver: the range over the reports, the median of the times."""
+    by_name: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for report in reports:
+        for row in report["rows"]:
+            by_name.setdefault((row["recipe"], row["solver"], row["note"]), []).append(row)
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *(_cells(rows, reports) for rows in by_name.values())]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks table", description=__doc__)
+    parser.add_argument("reports", nargs="+", type=Path, help="report.json files of one problem, one per seed")
+    print(table([json.loads(path.read_text()) for path in parser.parse_args(argv).reports]))
