@@ -251,7 +251,10 @@ def main(argv: Sequence[str]) -> None:
         published,
         {
             "D-IPG, paper form": (solvers.DIPG(g, proposal="paper", relaxation=0.4, **rules), 120),
-            "LM, damping 0.01": (solvers.LevenbergMarquardt(damping=1e-2, relaxation=0.4, **rules), 120),
+            "LM, damping 0.01": (
+                solvers.LevenbergMarquardt(damping=1e-2, relaxation=0.4, active_set=False, **rules),
+                120,
+            ),
         },
         start,
         rounds,

@@ -51,7 +51,9 @@ def test_reduces_the_objective_and_solves(solver_name, problem_name, dtype):
     assert sol.stats.objective < start
     objectives = np.asarray(sol.history.objective[: int(sol.stats.num_steps) + 1])
     assert np.all(np.diff(objectives) <= 0), "an accepted step raised the objective"
-    np.testing.assert_allclose(sol.stats.objective, problem.objective(sol.value), rtol=1e-5, atol=jnp.finfo(dtype).eps ** 2 * 1000)
+    np.testing.assert_allclose(
+        sol.stats.objective, problem.objective(sol.value), rtol=1e-5, atol=jnp.finfo(dtype).eps ** 2 * 1000
+    )
     if (solver_name, problem_name) not in ONLY_DECREASE:
         assert bool(sol.success), RESULTS[sol.result]
         residual = case.forward(sol.value) - problem.data
@@ -97,7 +99,9 @@ def test_plain_jit_and_vmap_return_a_solution(solver_name):
     many = jax.vmap(lambda y, x: pj.solve(pj.Problem(case.forward, y), solver, x, max_steps=20))(data, x0)
     assert isinstance(many, pj.Solution)
     assert many.value.shape == x0.shape
-    np.testing.assert_allclose(many.value, pj.solve_batch(case.problem(data), solver, x0, max_steps=20).value, atol=1e-12)
+    np.testing.assert_allclose(
+        many.value, pj.solve_batch(case.problem(data), solver, x0, max_steps=20).value, atol=1e-12
+    )
     # Problem and solver themselves are valid arguments, and `Problem(None, 0)` a valid `in_axes`.
     problem = pj.Problem(case.forward, data)
     axes = (pj.Problem(None, 0), None, 0)

@@ -49,7 +49,34 @@ def tree_forward(x):
     return {"y": A @ x}
 
 
+def prior(mean, matrix):
+    return pj.GaussianPrior(mean, matrix)
+
+
 SHAPES = {
+    "x0 a pytree": (lambda: pj.solve(problem(), LM, {"x": X0}), ["x0 is a dict", "maps.Ravelled"]),
+    "no data": (lambda: pj.solve(problem(None), LM, X0), ["data is a NoneType"]),
+    "nothing to find": (
+        lambda: pj.solve(problem(jnp.zeros(0), lambda x: x), LM, jnp.zeros(0)),
+        ["x0 has shape (0,)", "at least one"],
+    ),
+    "prior of another length": (
+        lambda: pj.solve(problem(prior=prior(jnp.zeros(2), jnp.eye(3))), LM, X0),
+        ["prior mean has shape (2,)", "expected (3,)"],
+    ),
+    "prior with a matrix of another width": (
+        lambda: pj.solve(problem(prior=prior(X0, jnp.eye(2))), LM, X0),
+        ["inverse_sqrt of the prior has shape (2, 2)", "expected (k, 3)"],
+    ),
+    "prior of another dtype": (
+        lambda: pj.solve(
+            problem(jnp.ones(4, jnp.float32), lambda x: (A @ x).astype(jnp.float32), prior=prior(X0, jnp.eye(3))),
+            LM,
+            X0.astype(jnp.float32),
+        ),
+        ["mixed dtypes", "the prior makes float64", "float32"],
+    ),
+    "complex noise_std": (lambda: pj.solve(problem(noise_std=1j), LM, X0), ["noise_std is complex"]),
     "data with a batch axis": (
         lambda: pj.solve(problem(jnp.ones((7, 4))), LM, X0),
         ["data has shape (7, 4)", "returns (4,)", "vmap", "solve_batch"],

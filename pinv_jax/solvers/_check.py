@@ -9,7 +9,7 @@ import optimistix as optx
 from jax.core import Tracer
 from jaxtyping import Array
 
-from .._problem import Problem
+from .._problem import GaussianPrior, Problem
 from ..maps import AbstractMap, unstore
 from ._base import AbstractSolver
 
@@ -21,6 +21,10 @@ BATCH_HINT = (
 
 def as_floating(value: Any, name: str) -> Array:
     """The value as a floating-point array; complex and integer values are refused, not converted."""
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int | list | tuple):
+        raise ValueError(
+            f"{name} is a {type(value).__name__}; expected one array. `maps.Ravelled` adapts maps of pytrees."
+        )
     array = jnp.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise ValueError(
@@ -43,12 +47,14 @@ def check_arguments(problem: Problem, solver: Any, *, max_steps: Any, history: A
         raise ValueError(f"expected a Problem, got {type(problem).__name__}: write `Problem(forward, data)`.")
     if problem.forward is None or not callable(problem.forward):
         raise ValueError("the problem has no forward map: write `Problem(forward, data)` with a callable `forward`.")
-    if not isinstance(max_steps, int) or max_steps < 0:
+    if not isinstance(max_steps, int | np.integer) or max_steps < 0:
         raise ValueError(f"max_steps={max_steps!r}; expected an integer of at least 0.")
     if history is not None and (not isinstance(history, int) or history < 1):
         raise ValueError(f"history={history!r}; expected None or the number of slots to keep, at least 1.")
     if adjoint not in ("forward", "checkpointed"):
         raise ValueError(f"adjoint={adjoint!r}; expected 'forward' or 'checkpointed'.")
+    if concrete(problem.noise_std) and np.iscomplexobj(problem.noise_std):
+        raise ValueError("noise_std is complex; expected real standard deviations above zero.")
     if concrete(problem.noise_std) and not np.all(np.asarray(problem.noise_std) > 0):
         raise ValueError("noise_std has entries that are not positive; expected standard deviations above zero.")
     if isinstance(solver, AbstractSolver):
@@ -113,10 +119,26 @@ def check_problem(problem: Problem, solver: Any, x0: Array) -> None:
     if problem.noise_std is not None and jnp.shape(problem.noise_std) not in ((), data.shape):
         shape = jnp.shape(problem.noise_std)
         raise ValueError(f"noise_std has shape {shape}; expected a scalar or {data.shape}, like data.")
-    if problem.prior is not None and jnp.shape(problem.prior.mean) != x0.shape:
-        raise ValueError(f"the prior mean has shape {jnp.shape(problem.prior.mean)}; expected {x0.shape}, like x0.")
+    if x0.size == 0 or data.size == 0:
+        raise ValueError(f"x0 has shape {x0.shape} and data {data.shape}; expected at least one number in each.")
+    if problem.prior is not None:
+        check_prior(problem.prior, x0)
     if isinstance(solver, AbstractSolver):
         solver.check(problem, x0)
+
+
+def check_prior(prior: GaussianPrior, x0: Array) -> None:
+    """Checks that a prior is one of something like `x0`."""
+    if jnp.shape(prior.mean) != x0.shape:
+        raise ValueError(f"the prior mean has shape {jnp.shape(prior.mean)}; expected {x0.shape}, like x0.")
+    matrix = prior.inverse_sqrt
+    if not callable(matrix) and (jnp.ndim(matrix) != 2 or jnp.shape(matrix)[1] != x0.size):
+        raise ValueError(
+            f"the inverse_sqrt of the prior has shape {jnp.shape(matrix)}; expected (k, {x0.size}), or a callable."
+        )
+    dtype = jax.eval_shape(prior.whiten, x0).dtype
+    if dtype != x0.dtype:
+        raise ValueError(f"mixed dtypes: the prior makes {dtype} of x0, which is {x0.dtype}; convert its arrays.")
 
 
 def check_inverse(inverse: Any, data: Array, x0: Array) -> None:

@@ -29,7 +29,8 @@ class AbstractDescent(eqx.Module, Generic[Memo]):
     - `init(problem, x, point) -> (memo, evaluations)`, at the start;
     - `update(problem, x, point, memo) -> (memo, evaluations)`, at every further accepted iterate; by default `init`;
     - `displacement(problem, x, point, memo, step_size) -> (displacement, evaluations)`, zero at step size zero;
-    - `predicted(...)`, only for searches that compare with a model: the decrease predicted for a displacement.
+    - `predicted(problem, x, point, memo, moved) -> (decrease, evaluations)`, only for searches that compare with a
+      model: the decrease predicted for a displacement after projection.
     """
 
     @abc.abstractmethod
@@ -46,9 +47,11 @@ class AbstractDescent(eqx.Module, Generic[Memo]):
     ) -> tuple[Float[Array, "*x"], Evaluations]:
         """The displacement from the iterate, before projection."""
 
-    def predicted(self, point: Point, memo: Memo, displacement: Float[Array, "*x"], step_size: Scalar) -> Scalar:
+    def predicted(
+        self, problem: Problem, x: Float[Array, "*x"], point: Point, memo: Memo, moved: Float[Array, "*x"]
+    ) -> tuple[Scalar, Evaluations]:
         """The predicted decrease of the objective; to first order by default."""
-        return -jnp.sum(point.gradient * displacement)
+        return -jnp.sum(point.gradient * moved), Evaluations()
 
 
 class DescentState(AbstractState, Generic[Memo]):
@@ -106,6 +109,21 @@ def when(pred: Bool[Array, ""], fn: Callable[[], PyTree], otherwise: PyTree) -> 
 def zeros_like(fn: Callable[[], PyTree]) -> PyTree:
     """Zeros of the structure of `fn()`."""
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(fn))
+
+
+def free_variables(problem: Problem, x: Float[Array, "*x"], gradient: Float[Array, "*x"]) -> Bool[Array, "*x"] | None:
+    """The variables that the feasible set does not hold against the gradient; `None` without a projection.
+
+    A variable that stays put when `x - gradient` is projected lies at a bound through which descent leaves the set.
+    Second-order steps must leave it out: clipping a step that was computed for all variables need not descend.
+
+    References:
+        D. P. Bertsekas, Projected Newton methods for optimization problems with simple constraints, 1982,
+        doi:10.1137/0320018.
+    """
+    if problem.project is None:
+        return None
+    return (problem.feasible(x - gradient) != x) | (gradient == 0)
 
 
 def select(pred: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
@@ -215,7 +233,7 @@ class AbstractDescentSolver(AbstractSolver[DescentState]):
         displacement, work = self.descent.displacement(problem, x, old, state.memo, state.step_size)
         x_try = problem.feasible(x + displacement)
         point, gradient = evaluate(problem, x_try)
-        model = self.descent.predicted(old, state.memo, displacement, state.step_size)
+        model, model_work = self.descent.predicted(problem, x, old, state.memo, x_try - x)
         trial = make_trial(old, point, x, x_try, displacement, model, state.step_size)
         accept, step_size = self.search.judge(trial)
         accept = accept & jnp.isfinite(point.objective)
@@ -240,7 +258,7 @@ class AbstractDescentSolver(AbstractSolver[DescentState]):
             num_steps=record.num_steps + accept,
             num_rejected=record.num_rejected + ~accept,
             num_fallbacks=record.num_fallbacks,
-            evaluations=record.evaluations + Evaluations(f=1) + work + advance_work + rjcp_work,
+            evaluations=record.evaluations + Evaluations(f=1) + work + model_work + advance_work + rjcp_work,
             residual_rms=problem.residual_rms(here.residual),
             objective=here.objective,
             step_size=jnp.where(accept, state.step_size, record.step_size),

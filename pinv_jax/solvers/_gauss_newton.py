@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import equinox as eqx
 from jaxtyping import Array, Float, Scalar
 
 from .._problem import Problem
 from ._base import Evaluations, Point, Stop
-from ._descent import AbstractDescent, AbstractDescentSolver
+from ._descent import AbstractDescent, AbstractDescentSolver, free_variables
 from ._normal import SVD, AbstractNormalSolver
 from ._search import AbstractSearch, Armijo
 
@@ -17,11 +18,13 @@ class NewtonDescent(AbstractDescent[Float[Array, "*x"]]):
     linear_solver: AbstractNormalSolver
     damping: Any
     relaxation: Any
+    active_set: bool = eqx.field(static=True)
 
     def init(self, problem: Problem, x: Float[Array, "*x"], point: Point) -> tuple[Float[Array, "*x"], Evaluations]:
         """See `AbstractDescent`."""
-        memo, work = self.linear_solver.init(problem, x, point)
-        direction, solve_work = self.linear_solver.solve(problem, x, point, memo, self.damping)
+        free = free_variables(problem, x, point.gradient) if self.active_set else None
+        memo, work = self.linear_solver.init(problem, x, point, free)
+        direction, solve_work = self.linear_solver.solve(problem, x, point, free, memo, self.damping)
         return self.relaxation * direction, work + solve_work
 
     def displacement(
@@ -38,6 +41,8 @@ class GaussNewton(AbstractDescentSolver):
         linear_solver: `SVD()` (default, the minimum-norm step for any rank), `Cholesky()` (faster, full rank only), or
             `ConjugateGradients()` (matrix-free).
         relaxation: multiplies every step; 0.4 in the published comparison.
+        active_set: leave variables out of a step that the feasible set holds against the gradient; without it, a step
+            for all variables is projected, as in the published comparison, and may stall at a bound.
         atol, discrepancy, rtol: see `Stop`.
         search: the line search.
 
@@ -54,11 +59,12 @@ class GaussNewton(AbstractDescentSolver):
         linear_solver: AbstractNormalSolver | None = None,
         *,
         relaxation: Any = 1.0,
+        active_set: bool = True,
         atol: Any = 1e-6,
         discrepancy: Any = None,
         rtol: Any = None,
         search: AbstractSearch | None = None,
     ):
-        self.descent = NewtonDescent(SVD() if linear_solver is None else linear_solver, 0.0, relaxation)
+        self.descent = NewtonDescent(SVD() if linear_solver is None else linear_solver, 0.0, relaxation, active_set)
         self.search = Armijo() if search is None else search
         self.stop = Stop(atol, discrepancy, rtol)

@@ -5,11 +5,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Scalar
+from jaxtyping import Array, Bool, Float, Scalar
 
 from .._problem import Problem
 from ._base import Evaluations, Point, Stop
-from ._descent import AbstractDescent, AbstractDescentSolver
+from ._descent import AbstractDescent, AbstractDescentSolver, free_variables
 from ._search import AbstractSearch, Armijo
 
 
@@ -53,8 +53,8 @@ class Pairs(eqx.Module):
             scale=jnp.where(good, scale, self.scale),
         )
 
-    def direction(self) -> Float[Array, "*x"]:
-        """`-H gradient`, a descent direction, by the two-loop recursion."""
+    def direction(self, free: Bool[Array, "*x"] | None) -> Float[Array, "*x"]:
+        """`-P H P gradient`, a descent direction, by the two-loop recursion; `P` keeps the free variables."""
 
         def newest_first(vector: Array, pair: Any) -> tuple[Array, Array]:
             step, change, weight = pair
@@ -66,9 +66,13 @@ class Pairs(eqx.Module):
             return vector + (coefficient - weight * jnp.sum(change * vector)) * step, None
 
         pairs = (self.steps, self.changes, self.weights)
-        vector, coefficients = jax.lax.scan(newest_first, self.gradient, pairs, reverse=True)
+        vector, coefficients = jax.lax.scan(newest_first, _kept(self.gradient, free), pairs, reverse=True)
         vector, _ = jax.lax.scan(oldest_first, self.scale * vector, (*pairs, coefficients))
-        return -vector
+        return -_kept(vector, free)
+
+
+def _kept(vector: Float[Array, "*x"], free: Bool[Array, "*x"] | None) -> Float[Array, "*x"]:
+    return vector if free is None else jnp.where(free, vector, 0.0)
 
 
 class QuasiNewtonDescent(AbstractDescent[tuple[Pairs, Array]]):
@@ -82,17 +86,18 @@ class QuasiNewtonDescent(AbstractDescent[tuple[Pairs, Array]]):
         """See `AbstractDescent`."""
         empty = jnp.zeros((self.memory_size, *x.shape), x.dtype)
         # Nothing is known of the curvature: the first step is no longer than one.
-        length = jnp.sqrt(jnp.sum(jax.lax.stop_gradient(point.gradient) ** 2))
+        squared = jnp.sum(point.gradient**2)
+        length = jnp.sqrt(jnp.where(squared > 0, squared, 1.0))
         weights = jnp.zeros(self.memory_size, x.dtype)
         pairs = Pairs(x, point.gradient, empty, empty, weights, 1 / jnp.maximum(length, 1.0))
-        return (pairs, pairs.direction()), Evaluations()
+        return (pairs, pairs.direction(free_variables(problem, x, point.gradient))), Evaluations()
 
     def update(
         self, problem: Problem, x: Float[Array, "*x"], point: Point, memo: tuple[Pairs, Float[Array, "*x"]]
     ) -> tuple[tuple[Pairs, Float[Array, "*x"]], Evaluations]:
         """See `AbstractDescent`."""
         pairs = memo[0].push(x, point.gradient)
-        return (pairs, pairs.direction()), Evaluations()
+        return (pairs, pairs.direction(free_variables(problem, x, point.gradient))), Evaluations()
 
     def displacement(
         self,

@@ -11,12 +11,17 @@ from typing import Any, Generic, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Scalar
+from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from .._problem import Problem
 from ._base import Evaluations, Point
 
 Memo = TypeVar("Memo")
+Free = Bool[Array, "..."] | None
+
+
+def _masked(v: Float[Array, "*x"], free: Free) -> Float[Array, "*x"]:
+    return v if free is None else jnp.where(free, v, 0.0)
 
 
 def dense_jacobian(problem: Problem, x: Float[Array, "*x"]) -> tuple[Float[Array, "k n"], Evaluations]:
@@ -51,39 +56,59 @@ def thin_svd(matrix: Float[Array, "k n"]) -> tuple[Array, Array, Array]:
 
 
 class AbstractNormalSolver(eqx.Module, Generic[Memo]):
-    """Solves the damped normal equations of a linearised problem.
+    """Solves the damped normal equations of a linearised problem, in the free variables.
 
-    Implementing one: `init` computes what depends on the point alone, `solve` returns the direction for a damping.
-    Neither throws; a direction that is not finite is rejected by the search.
+    Implementing one: `init` computes what depends on the point alone, `solve` returns the direction for a damping,
+    zero where a variable is not free (`free` is `None` where all are), and `curvature` is `||J v||^2 / m`. None
+    throws; a direction that is not finite is rejected by the search.
     """
 
     @abc.abstractmethod
-    def init(self, problem: Problem, x: Float[Array, "*x"], point: Point) -> tuple[Memo, Evaluations]:
+    def init(self, problem: Problem, x: Float[Array, "*x"], point: Point, free: Free) -> tuple[Memo, Evaluations]:
         """What does not depend on the damping."""
 
     @abc.abstractmethod
     def solve(
-        self, problem: Problem, x: Float[Array, "*x"], point: Point, memo: Memo, damping: Any
+        self, problem: Problem, x: Float[Array, "*x"], point: Point, free: Free, memo: Memo, damping: Any
     ) -> tuple[Float[Array, "*x"], Evaluations]:
         """The direction `p`."""
+
+    @abc.abstractmethod
+    def curvature(
+        self, problem: Problem, x: Float[Array, "*x"], memo: Memo, v: Float[Array, "*x"]
+    ) -> tuple[Scalar, Evaluations]:
+        """`||J v||^2 / m`."""
 
 
 class Cholesky(AbstractNormalSolver[Float[Array, "n n"]]):
     """Forms `J'J / m` once per point and factorises it once per damping; needs a positive damping or full rank."""
 
-    def init(self, problem: Problem, x: Float[Array, "*x"], point: Point) -> tuple[Float[Array, "n n"], Evaluations]:
+    def init(
+        self, problem: Problem, x: Float[Array, "*x"], point: Point, free: Free
+    ) -> tuple[Float[Array, "n n"], Evaluations]:
         """See `AbstractNormalSolver`."""
         jac, work = dense_jacobian(problem, x)
         return jac.T @ jac / point.residual.size, work
 
     def solve(
-        self, problem: Problem, x: Float[Array, "*x"], point: Point, memo: Float[Array, "n n"], damping: Any
+        self, problem: Problem, x: Float[Array, "*x"], point: Point, free: Free, memo: Float[Array, "n n"], damping: Any
     ) -> tuple[Float[Array, "*x"], Evaluations]:
         """See `AbstractNormalSolver`."""
         # A lane of a batch that met its tolerance at the start holds zeros: NaN here would be NaN in its derivatives.
         damping = jnp.where(jnp.trace(memo) + damping > 0, damping, 1.0)
-        factor = jax.scipy.linalg.cho_factor(memo + damping * jnp.eye(x.size, dtype=memo.dtype))
-        return -jax.scipy.linalg.cho_solve(factor, point.gradient.ravel()).reshape(x.shape), Evaluations()
+        eye = jnp.eye(x.size, dtype=memo.dtype)
+        if free is not None:
+            kept = free.ravel()
+            memo = jnp.where(kept[:, None] & kept[None, :], memo, eye)
+        factor = jax.scipy.linalg.cho_factor(memo + damping * eye)
+        right = _masked(point.gradient, free).ravel()
+        return -jax.scipy.linalg.cho_solve(factor, right).reshape(x.shape), Evaluations()
+
+    def curvature(
+        self, problem: Problem, x: Float[Array, "*x"], memo: Float[Array, "n n"], v: Float[Array, "*x"]
+    ) -> tuple[Scalar, Evaluations]:
+        """See `AbstractNormalSolver`."""
+        return v.ravel() @ (memo @ v.ravel()), Evaluations()
 
 
 class SVD(AbstractNormalSolver[tuple[Array, Array, Array]]):
@@ -97,10 +122,12 @@ class SVD(AbstractNormalSolver[tuple[Array, Array, Array]]):
     rcond: Any = None
 
     def init(
-        self, problem: Problem, x: Float[Array, "*x"], point: Point
+        self, problem: Problem, x: Float[Array, "*x"], point: Point, free: Free
     ) -> tuple[tuple[Array, Array, Array], Evaluations]:
         """See `AbstractNormalSolver`."""
         jac, work = dense_jacobian(problem, x)
+        if free is not None:
+            jac = jnp.where(free.ravel()[None, :], jac, 0.0)
         u, s, vt = thin_svd(jac)
         return (u.T @ problem.misfit(x, point.prediction), s, vt), work
 
@@ -109,6 +136,7 @@ class SVD(AbstractNormalSolver[tuple[Array, Array, Array]]):
         problem: Problem,
         x: Float[Array, "*x"],
         point: Point,
+        free: Free,
         memo: tuple[Array, Array, Array],
         damping: Any,
     ) -> tuple[Float[Array, "*x"], Evaluations]:
@@ -118,6 +146,13 @@ class SVD(AbstractNormalSolver[tuple[Array, Array, Array]]):
         kept = s > rcond * jnp.max(s)
         gain = jnp.where(kept, s / jnp.where(kept, s**2 + damping * point.residual.size, 1.0), 0.0)
         return -(vt.T @ (gain * coefficients)).reshape(x.shape), Evaluations()
+
+    def curvature(
+        self, problem: Problem, x: Float[Array, "*x"], memo: tuple[Array, Array, Array], v: Float[Array, "*x"]
+    ) -> tuple[Scalar, Evaluations]:
+        """See `AbstractNormalSolver`."""
+        _, s, vt = memo
+        return jnp.sum((s * (vt @ v.ravel())) ** 2) / jnp.size(problem.data), Evaluations()
 
 
 class ConjugateGradients(AbstractNormalSolver[None]):
@@ -138,12 +173,12 @@ class ConjugateGradients(AbstractNormalSolver[None]):
     rtol: Any = 1e-2
     max_steps: int = eqx.field(default=50, static=True)
 
-    def init(self, problem: Problem, x: Float[Array, "*x"], point: Point) -> tuple[None, Evaluations]:
+    def init(self, problem: Problem, x: Float[Array, "*x"], point: Point, free: Free) -> tuple[None, Evaluations]:
         """See `AbstractNormalSolver`."""
         return None, Evaluations()
 
     def solve(
-        self, problem: Problem, x: Float[Array, "*x"], point: Point, memo: None, damping: Any
+        self, problem: Problem, x: Float[Array, "*x"], point: Point, free: Free, memo: None, damping: Any
     ) -> tuple[Float[Array, "*x"], Evaluations]:
         """See `AbstractNormalSolver`."""
         _, jvp = problem.misfit_and_tangents(x)
@@ -151,7 +186,7 @@ class ConjugateGradients(AbstractNormalSolver[None]):
         size = point.residual.size
 
         def normal(v: Float[Array, "*x"]) -> Float[Array, "*x"]:
-            return transpose(jvp(v))[0] / size + damping * v
+            return _masked(transpose(jvp(_masked(v, free)))[0], free) / size + damping * v
 
         def iterate(matvec: Any, b: Float[Array, "*x"]) -> tuple[Float[Array, "*x"], Int[Array, ""]]:
             goal = self.rtol**2 * jnp.sum(b**2)
@@ -182,15 +217,13 @@ class ConjugateGradients(AbstractNormalSolver[None]):
 
         # custom_linear_solve differentiates the solution, not the iterations.
         direction, num = jax.lax.custom_linear_solve(
-            normal, -point.gradient, iterate, project_and_iterate, symmetric=True, has_aux=True
+            normal, -_masked(point.gradient, free), iterate, project_and_iterate, symmetric=True, has_aux=True
         )
         return direction, Evaluations(f=1, jvp=num, vjp=num)
 
-
-def curvature_along(problem: Problem, x: Float[Array, "*x"], direction: Float[Array, "*x"]) -> Scalar:
-    """`||J d||**2 / (m ||d||**2)`, one JVP: the scale that a relative damping multiplies."""
-    _, tangent = jax.jvp(lambda v: problem.misfit(v, problem.forward(v)), (x,), (direction,))
-    squared = jnp.sum(direction**2)
-    return jnp.where(squared > 0, jnp.sum(tangent**2) / jnp.where(squared > 0, squared, 1.0), 1.0) / jnp.size(
-        problem.data
-    )
+    def curvature(
+        self, problem: Problem, x: Float[Array, "*x"], memo: None, v: Float[Array, "*x"]
+    ) -> tuple[Scalar, Evaluations]:
+        """See `AbstractNormalSolver`."""
+        _, tangent = jax.jvp(lambda x: problem.misfit(x, problem.forward(x)), (x,), (v,))
+        return jnp.sum(tangent**2) / jnp.size(problem.data), Evaluations(f=1, jvp=1)

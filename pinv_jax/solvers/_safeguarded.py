@@ -151,16 +151,17 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
 
         def by_inverse():
             displacement, work = self.learned.displacement(problem, x, old, state.learned_memo, one)
-            return displacement, counted(work)
+            return displacement, one, counted(work)
 
         def by_fallback():
             displacement, work = self.damped.displacement(problem, x, masked, state.damped_memo, state.step_size)
-            return displacement, counted(work)
+            moved = problem.feasible(x + displacement) - x
+            model, model_work = self.damped.predicted(problem, x, old, state.damped_memo, moved)
+            return displacement, model, counted(work + model_work)
 
-        displacement, work = when(~learned, by_fallback, by_inverse())
+        displacement, model, work = when(~learned, by_fallback, by_inverse())
         x_try = problem.feasible(x + displacement)
         point, gradient = evaluate(problem, x_try)
-        model = self.damped.predicted(old, state.damped_memo, displacement, state.step_size)
         trial = make_trial(old, point, x, x_try, displacement, model, jnp.where(learned, one, state.step_size))
         accept_learned, _ = self.armijo.judge(trial)
         accept_damped, step_size = self.damping.judge(trial)

@@ -62,7 +62,7 @@ def solve(
     check_arguments(problem, solver, max_steps=max_steps, history=history, adjoint=adjoint)
     x0, data = as_floating(x0, "x0"), as_floating(problem.data, "data")
     problem = Problem(problem.forward, data, problem.project, problem.noise_std, problem.prior)
-    solver, limit = _as_arrays(solver, max_steps, adjoint, x0.dtype)
+    solver, limit = _as_arrays(solver, int(max_steps), adjoint, x0.dtype)
     # Opened here, around the compiled function: differentiating a solve traces the rules of custom_jvp functions in the
     # user's map once more, after the trace inside has ended.
     with jax.default_matmul_precision(precision):
@@ -108,7 +108,7 @@ def solve_batch(
     per_lane = problem.noise_std is not None and jnp.shape(problem.noise_std) == data.shape
     problem = Problem(problem.forward, data, problem.project, problem.noise_std, problem.prior)
     keys = None if key is None else jax.random.split(key, x0.shape[0])
-    solver, limit = _as_arrays(solver, max_steps, adjoint, x0.dtype)
+    solver, limit = _as_arrays(solver, int(max_steps), adjoint, x0.dtype)
     with jax.default_matmul_precision(precision):
         return _run_batch(problem, solver, x0, keys, per_lane, limit, history, adjoint, precision)
 

@@ -146,8 +146,8 @@ def published_rows(dataset: Dataset, models: dict[str, InversePair]) -> list[Row
         ("dipg", "with JCP"): (plus, DIPG(plus.inverse, proposal="paper", relaxation=0.4, **rules)),
         ("dipg", "without JCP"): (minus, DIPG(minus.inverse, proposal="paper", relaxation=0.4, **rules)),
         ("gd", ""): (plus, GradientDescent(0.4, **rules)),
-        ("gn", ""): (plus, GaussNewton(relaxation=0.4, **rules)),
-        ("lm", "damping 0.01"): (plus, LevenbergMarquardt(damping=1e-2, relaxation=0.4, **rules)),
+        ("gn", ""): (plus, GaussNewton(relaxation=0.4, active_set=False, **rules)),
+        ("lm", "damping 0.01"): (plus, LevenbergMarquardt(damping=1e-2, relaxation=0.4, active_set=False, **rules)),
         ("lbfgs", ""): (plus, LBFGS(atol=TOLERANCE)),
     }
     return [

@@ -85,7 +85,7 @@ def published_rows(dataset: Dataset, models: dict[str, Deceptron]) -> list[Row]:
     plus, minus = models["plus"], models["minus"]
     # (J'J + 1e-3 I) in the sum scaling of the paper, eight iterations of conjugate gradients.
     damped = LevenbergMarquardt(
-        ConjugateGradients(rtol=1e-12, max_steps=8), damping=1e-3 / SIZE, relaxation=0.4, **rules
+        ConjugateGradients(rtol=1e-12, max_steps=8), damping=1e-3 / SIZE, relaxation=0.4, active_set=False, **rules
     )
     row = functools.partial(_row, dataset, "published", max_steps=200, surrogate=True)
     return [
