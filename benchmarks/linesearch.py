@@ -1,4 +1,10 @@
-"""Line searches under vmap: nested loops, all trials at once, or one trial carried per loop turn (the library's)."""
+"""Line searches under vmap: nested loops, all trials at once, or one trial carried per turn (the library's).
+
+On the published surrogate the carried search wins where most trials fail (paper form, twice as fast as nested); where
+searches succeed but many lanes run into the cap (defect form with an inverse this poor) nested is a quarter faster, for
+it evaluates no derivatives at trials. The carried form also skips derivatives in turns in which no lane is accepted,
+needs one loop only, and lets `max_steps` and the history count accepted steps; it is the one the library keeps.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -117,6 +123,8 @@ def main(argv: Sequence[str]) -> None:
         for name, row in found.items():
             same = np.mean(np.asarray(row["value"].stats.num_steps == reference["value"].stats.num_steps))
             gap = float(jnp.max(jnp.abs(row["value"].value - reference["value"].value)))
+            # The same rules in another order of evaluation: only rounding may tell them apart.
+            assert same >= 0.95, f"{name} took other steps than the library's search"
             report["rows"].append(
                 {
                     "form": form,

@@ -16,7 +16,7 @@ import scipy.optimize
 
 import pinv_jax as pj
 from pinv_jax import _store, learn, maps, solvers, suite
-from pinv_jax.suite import _inverse
+from pinv_jax.suite import _heat1d, _inverse
 
 from ._timing import environment, race
 
@@ -83,6 +83,12 @@ class StopsAtResidual(optx.LevenbergMarquardt):
         residual = state.f_info.residual
         met = ~state.first_step & (jnp.sqrt(jnp.mean(residual**2)) <= self.tolerance)
         return done | met, result
+
+
+class StopsTight(StopsAtResidual):
+    """The same at 1e-4."""
+
+    tolerance: float = 1e-4
 
 
 def scipy_rows(dataset: suite.Dataset, num: int, tolerance: float) -> Callable[[], Any]:
@@ -160,7 +166,7 @@ def contest(title: str, problem: pj.Problem, methods: dict[str, Any], x0: Any, r
         line = rows[-1]
         steps = "" if line["mean_steps"] is None else f"  steps {line['mean_steps']:.1f}"
         print(
-            f"{title:22} {name:34} {line['ms_per_solve']:9.4f} ms  ratio {line['ratio']:8.1f}  residual {residual:.3f}"
+            f"{title:22} {name:34} {line['ms_per_solve']:9.4f} ms  ratio {line['ratio']:8.1f}  residual {residual:.3g}"
             f"  n {sizes[name]}{steps}  compile {line['compile_seconds']:.1f} s",
             flush=True,
         )
@@ -225,6 +231,7 @@ def main(argv: Sequence[str]) -> None:
             "Safeguarded": (solvers.Safeguarded(inverse, **stop), 100),
             "LM (Cholesky)": (solvers.LevenbergMarquardt(**stop), 100),
             "LM (CG)": (solvers.LevenbergMarquardt(solvers.ConjugateGradients(), **stop), 100),
+            "Gauss-Newton (SVD)": (solvers.GaussNewton(**stop), 100),
             "L-BFGS": (solvers.LBFGS(**stop), 100),
             "optimistix LM, stopped at 0.30": (StopsAtResidual(rtol=1e-3, atol=1e-3), 100),
             "optimistix LM, its own stop 1e-1": (optx.LevenbergMarquardt(rtol=1e-1, atol=1e-1), 100),
@@ -251,12 +258,32 @@ def main(argv: Sequence[str]) -> None:
         published,
         {
             "D-IPG, paper form": (solvers.DIPG(g, proposal="paper", relaxation=0.4, **rules), 120),
+            "D-IPG, defect form": (solvers.DIPG(g, **stop), 120),
             "LM, damping 0.01": (
                 solvers.LevenbergMarquardt(damping=1e-2, relaxation=0.4, active_set=False, **rules),
                 120,
             ),
         },
         start,
+        rounds,
+        {},
+    )
+    latent = _heat1d.train_latent(dataset, key=keys[1], folder=None, progress=None, quick=False)
+    z = jax.random.normal(jax.random.key(777), (num, 5))
+    tight: dict[str, Any] = {"atol": 1e-4}
+    report["rows"] += contest(
+        "5 latents to 1e-4",
+        pj.Problem(latent.forward.fn, jax.vmap(latent.forward.fn)(z)),
+        {
+            "D-IPG, default": (solvers.DIPG(latent.inverse, **tight), 100),
+            "Safeguarded": (solvers.Safeguarded(latent.inverse, **tight), 100),
+            "LM (Cholesky)": (solvers.LevenbergMarquardt(**tight), 100),
+            "LM (CG)": (solvers.LevenbergMarquardt(solvers.ConjugateGradients(), **tight), 100),
+            "Gauss-Newton (SVD)": (solvers.GaussNewton(**tight), 100),
+            "L-BFGS": (solvers.LBFGS(**tight), 100),
+            "optimistix LM, stopped at 1e-4": (StopsTight(rtol=1e-8, atol=1e-8), 100),
+        },
+        jnp.zeros_like(z),
         rounds,
         {},
     )
