@@ -57,6 +57,8 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
         trust: optional `Trust`. Armijo alone catches a step that does not descend; the excess composition defect also
             catches one that descends too little to be worth its price.
         linear_solver: of the fallback; `ConjugateGradients()` by default.
+        least_progress: after a learned step that lowers the objective by less than this fraction of it, the fallback
+            takes the next one: a poor inverse can descend for ever without arriving.
         atol, discrepancy, rtol: see `Stop`.
 
     References:
@@ -70,6 +72,7 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
     damping: Damping
     stop: Stop
     trust: Trust | None
+    least_progress: Any
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
         proposal: Literal["defect", "jvp"] = "defect",
         trust: Trust | None = None,
         linear_solver: AbstractNormalSolver | None = None,
+        least_progress: Any = 0.1,
         atol: Any = 1e-6,
         discrepancy: Any = None,
         rtol: Any = None,
@@ -90,6 +94,7 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
         self.damping = Damping()
         self.stop = Stop(atol, discrepancy, rtol)
         self.trust = trust
+        self.least_progress = least_progress
 
     def check(self, problem: Problem, x: Float[Array, "*x"]) -> None:
         """See `AbstractSolver`."""
@@ -181,6 +186,7 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
         doubted = (jnp.asarray(False), state.record.rjcp, nothing)
         trusted, rjcp, trust_work = when(accept, lambda: self._trusted(problem, x_try), doubted)
         here = with_gradient(select(accept, point, old), grad)
+        progressed = ~learned | (point.objective <= (1 - self.least_progress) * old.objective)
         record = state.record
         fallback_rejected = ~accept & ~learned
         first = state.num_trials == 0  # of the fallback: a learned step that promises little only hands over to it
@@ -198,7 +204,7 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
             point=here,
             learned_memo=learned_memo,
             damped_memo=damped_memo,
-            learned=trusted,
+            learned=trusted & progressed,
             step_size=jnp.where(learned, state.step_size, step_size),
             num_trials=jnp.where(accept, 0, state.num_trials + fallback_rejected),
             promise=jnp.where(learned, jnp.inf, jnp.where(first, -trial.slope, state.promise)),
