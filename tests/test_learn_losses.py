@@ -173,3 +173,23 @@ def test_float32_stays_float32_and_a_pair_crosses_plain_jit():
         return [term(model, x, y, KEY) for term in terms]
 
     assert all(value.dtype == jnp.float32 and bool(jnp.isfinite(value)) for value in losses(model))
+
+
+def test_every_term_is_a_mean_or_a_sum():
+    model, x, y = mlp_pair(), jnp.linspace(-1, 1, D), jnp.linspace(0, 1, M)
+    single = learn.Deceptron(D, M, dtype=jnp.float64, key=KEY)
+    sizes = {
+        learn.forward_fit: (model, M),
+        learn.reconstruction: (model, D),
+        learn.cycle: (model, M),
+        learn.spectral: (single, D * D),
+        learn.composition: (single, D * D),
+    }
+    for loss, (pair, size) in sizes.items():
+        total = loss(pair, x, y, KEY, normalisation="sum")
+        np.testing.assert_allclose(total, size * loss(pair, x, y, KEY), rtol=1e-12, err_msg=loss.__name__)
+        with pytest.raises(ValueError, match="normalisation='median' is not known; write 'mean' or 'sum'"):
+            loss(pair, x, y, KEY, normalisation="median")
+    biased = eqx.tree_at(lambda m: m.bias, single, jnp.ones(M))
+    assert learn.bias_tie(biased, x, y, KEY) == 1
+    assert learn.bias_tie(biased, x, y, KEY, normalisation="sum") == M

@@ -4,8 +4,8 @@ A model has callables `forward` (f) and `inverse` (g). Options are bound by `fun
 losses equal, so that a second `fit` does not compile again:
 `Term(functools.partial(cycle, noise_std=0.02), weight=0.25)`.
 
-Every term is a mean over coordinates unless it says otherwise. A weight `w` for the sum over `d` coordinates is
-`w * d` for the mean, and a damping `lam` of `J'J / m + lam I` (mean objective over `m` outputs) is `lam * m` in
+Every term is a mean over coordinates, or with `normalisation="sum"` a sum. A weight `w` for the sum over `d` coordinates
+is `w * d` for the mean, and a damping `lam` of `J'J / m + lam I` (mean objective over `m` outputs) is `lam * m` in
 `J'J + lam I`.
 
 References:
@@ -33,9 +33,17 @@ def _noisy(y: Float[Array, "*y"], noise_std: Any, key: PRNGKeyArray) -> Float[Ar
     return y + std * jax.random.normal(key, y.shape, y.dtype)
 
 
-def forward_fit(model: Any, x: Float[Array, "*x"], y: Float[Array, "*y"], key: PRNGKeyArray) -> Scalar:
+def _reduce(squares: Float[Array, "..."], normalisation: str) -> Scalar:
+    if normalisation not in ("mean", "sum"):
+        raise ValueError(f"normalisation={normalisation!r} is not known; write 'mean' or 'sum'.")
+    return jnp.mean(squares) if normalisation == "mean" else jnp.sum(squares)
+
+
+def forward_fit(
+    model: Any, x: Float[Array, "*x"], y: Float[Array, "*y"], key: PRNGKeyArray, *, normalisation: str = "mean"
+) -> Scalar:
     """The task, `mean((f(x) - y)^2)`."""
-    return jnp.mean((model.forward(x) - y) ** 2)
+    return _reduce((model.forward(x) - y) ** 2, normalisation)
 
 
 def reconstruction(
@@ -46,6 +54,7 @@ def reconstruction(
     *,
     source: str = "detached",
     noise_std: Any = 0.0,
+    normalisation: str = "mean",
 ) -> Scalar:
     """`mean((g(s) - x)^2)` with a choice of what the inverse is given.
 
@@ -58,6 +67,7 @@ def reconstruction(
             target `y` (P2 for its convolutional problems).
         noise_std: standard deviation of noise added to `s`, a scalar or shaped like `y`. With "data" and the noise
             of the observations the minimiser is the conditional mean of `x`.
+        normalisation: "mean" or "sum" over the entries of `x`.
 
     Raises:
         ValueError: if `source` is none of the three.
@@ -69,27 +79,39 @@ def reconstruction(
     }
     if source not in sources:
         raise ValueError(f"reconstruction: source={source!r} is not known; write one of {sorted(sources)}.")
-    return jnp.mean((model.inverse(_noisy(sources[source](), noise_std, key)) - x) ** 2)
+    return _reduce((model.inverse(_noisy(sources[source](), noise_std, key)) - x) ** 2, normalisation)
 
 
 def cycle(
-    model: Any, x: Float[Array, "*x"], y: Float[Array, "*y"], key: PRNGKeyArray, *, noise_std: Any = 0.0
+    model: Any,
+    x: Float[Array, "*x"],
+    y: Float[Array, "*y"],
+    key: PRNGKeyArray,
+    *,
+    noise_std: Any = 0.0,
+    normalisation: str = "mean",
 ) -> Scalar:
     """`mean((f(g(s)) - s)^2)` at `s = y + noise_std * n`, `n` standard normal (P1: no noise)."""
     s = _noisy(y, noise_std, key)
-    return jnp.mean((model.forward(model.inverse(s)) - s) ** 2)
+    return _reduce((model.forward(model.inverse(s)) - s) ** 2, normalisation)
 
 
-def spectral(model: Any, x: Float[Array, "*x"], y: Float[Array, "*y"], key: PRNGKeyArray) -> Scalar:
+def spectral(
+    model: Any, x: Float[Array, "*x"], y: Float[Array, "*y"], key: PRNGKeyArray, *, normalisation: str = "mean"
+) -> Scalar:
     """`mean((W'W - I)^2)` over the entries, with `W` the first weight of f (P1)."""
     (weight, _), _ = model.first_affine()
-    return jnp.mean((weight.T @ weight - jnp.eye(weight.shape[1], dtype=weight.dtype)) ** 2)
+    return _reduce((weight.T @ weight - jnp.eye(weight.shape[1], dtype=weight.dtype)) ** 2, normalisation)
 
 
-def bias_tie(model: Any, x: Float[Array, "*x"], y: Float[Array, "*y"], key: PRNGKeyArray) -> Scalar:
+def bias_tie(
+    model: Any, x: Float[Array, "*x"], y: Float[Array, "*y"], key: PRNGKeyArray, *, normalisation: str = "mean"
+) -> Scalar:
     """`mean((b + c)^2)` of the first biases, or `mean(b^2) + mean(c^2)` where their lengths differ (P1)."""
     (_, b), (_, c) = model.first_affine()
-    return jnp.mean((b + c) ** 2) if b.shape == c.shape else jnp.mean(b**2) + jnp.mean(c**2)
+    if b.shape == c.shape:
+        return _reduce((b + c) ** 2, normalisation)
+    return _reduce(b**2, normalisation) + _reduce(c**2, normalisation)
 
 
 def bias_mean_tie(model: Any, x: Float[Array, "*x"], y: Float[Array, "*y"], key: PRNGKeyArray) -> Scalar:
@@ -98,7 +120,9 @@ def bias_mean_tie(model: Any, x: Float[Array, "*x"], y: Float[Array, "*y"], key:
     return (jnp.mean(b) + jnp.mean(c)) ** 2
 
 
-def composition(model: Any, x: Float[Array, "*x"], y: Float[Array, "*y"], key: PRNGKeyArray) -> Scalar:
+def composition(
+    model: Any, x: Float[Array, "*x"], y: Float[Array, "*y"], key: PRNGKeyArray, *, normalisation: str = "mean"
+) -> Scalar:
     """`mean((V W - I)^2)` over the entries, with `W` and `V` the first weights of f and g (P1).
 
     Where g has more hidden units than `x` has entries, only the first `size(x)` rows of `V` are taken. That is the
@@ -114,7 +138,8 @@ def composition(model: Any, x: Float[Array, "*x"], y: Float[Array, "*y"], key: P
             f"of the forward map, {forward_weight.shape}; leave the term out: stage.without('composition')."
         )
     size = forward_weight.shape[1]
-    return jnp.mean((inverse_weight[:size] @ forward_weight - jnp.eye(size, dtype=forward_weight.dtype)) ** 2)
+    defect = inverse_weight[:size] @ forward_weight - jnp.eye(size, dtype=forward_weight.dtype)
+    return _reduce(defect**2, normalisation)
 
 
 def jcp(
