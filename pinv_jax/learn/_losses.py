@@ -4,9 +4,9 @@ A model has callables `forward` (f) and `inverse` (g). Options are bound by `fun
 losses equal, so that a second `fit` does not compile again:
 `Term(functools.partial(cycle, noise_std=0.02), weight=0.25)`.
 
-Every term is a mean over coordinates, or with `normalisation="sum"` a sum. A weight `w` for the sum over `d` coordinates
-is `w * d` for the mean, and a damping `lam` of `J'J / m + lam I` (mean objective over `m` outputs) is `lam * m` in
-`J'J + lam I`.
+Every term is a mean over coordinates, or with `normalisation="sum"` a sum. A weight `w` for the sum over `d`
+coordinates is `w * d` for the mean, and a damping `lam` of `J'J / m + lam I` (mean objective over `m` outputs) is
+`lam * m` in `J'J + lam I`.
 
 References:
     P1: A. L. Kachhadiya, Deceptron: Learned Local Inverses for Fast and Stable Physics Inversion, 2025,
