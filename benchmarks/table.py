@@ -23,8 +23,8 @@ COLUMNS = (
 )
 
 
-def _range(values: Sequence[float], digits: int) -> str:
-    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
+def _range(values: Sequence[float], digits: int, kind: str = "f") -> str:
+    low, high = (f"{value:.{digits}{kind}}" for value in (min(values), max(values)))
     return low if low == high else f"{low}-{high}"
 
 
@@ -41,8 +41,8 @@ def _cells(rows: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]]) ->
         _range([100 * r["success_rate"] for r in rows], 1),
         f"{interval[0]:.1f}-{interval[1]:.1f}",
         _range(steps, 0) if steps else "",
-        _range([r["rmse_x"] for r in rows], 4),
-        _range([r["residual_rms_physics"] for r in rows], 3),
+        _range([r["rmse_x"] for r in rows], 3, "g"),
+        _range([r["residual_rms_physics"] for r in rows], 2, "g"),
         _range([r["fallbacks_per_solve"] for r in rows], 2) if steps else "",
         f"{1e3 * sorted(r['seconds_per_solve'] for r in rows)[len(rows) // 2]:.2g}",
         str(row["n"]),
