@@ -40,7 +40,7 @@ def _cells(rows: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]]) ->
         row["note"],
         _range([100 * r["success_rate"] for r in rows], 1),
         f"{interval[0]:.1f}-{interval[1]:.1f}",
-        _range(steps, 0) if steps else "",
+        _range(steps, 3, "g") if steps else "",
         _range([r["rmse_x"] for r in rows], 3, "g"),
         _range([r["residual_rms_physics"] for r in rows], 2, "g"),
         _range([r["fallbacks_per_solve"] for r in rows], 2) if steps else "",

@@ -323,11 +323,19 @@ def _tight_rows(dataset: Dataset, pair: InversePair) -> list[Row]:
 
 
 def measures(dataset: Dataset, models: dict[str, InversePair], *, key: PRNGKeyArray) -> dict[str, Any]:
-    """What `default_measures` says of the good and the poor inverse, and the identity RJCP of the latent one."""
+    """What `default_measures` says of the good and the poor inverse, the identity RJCP of the latent one, and a limit.
+
+    The limit: a fixed noise level is exceeded by the noise of some observations, so that not even the truth meets them.
+    """
+    noise = (jax.vmap(dataset.physics)(dataset.test.x) - dataset.test.y) / dataset.noise_std[None]
+    met = jnp.sqrt(jnp.mean(noise**2, axis=1)) <= DISCREPANCY
     latent = models["latent"]
     z = jax.random.normal(key, (64, latent.forward.fn.layers[0].basis.shape[1]), dataset.train.x.dtype)
     found = default_measures(dataset, {name: models[name] for name in ("good", "poor")}, key=key)
-    return found | {"RJCP latent": {"identity": float(rjcp(latent.forward, latent.inverse, z, key=key))}}
+    return found | {
+        "observations within 1.1 sigma at the true x": float(jnp.mean(met)),
+        "RJCP latent": {"identity": float(rjcp(latent.forward, latent.inverse, z, key=key))},
+    }
 
 
 def _row(dataset: Dataset, recipe: str, solver: str, note: str, method: Any, **options: Any) -> Row:
