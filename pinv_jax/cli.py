@@ -14,7 +14,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("problem", help="its name; see `pinv-jax list`")
     run.add_argument("--seed", type=int, default=0, help="of data, training and probes (default 0)")
     run.add_argument(
-        "--recipe", action="append", metavar="NAME", help="published or default; repeatable; both if absent"
+        "--recipe", action="append", metavar="NAME", help="a recipe or part by name; repeatable; all if absent"
     )
     run.add_argument("--solver", action="append", metavar="NAME", help="repeatable; all if absent")
     run.add_argument("--num-test", type=int, metavar="N", help="test observations")
@@ -74,7 +74,8 @@ def _run(options: argparse.Namespace) -> int:
     out = options.out if options.out is not None else Path("results") / problem.name
     report = suite.run(problem, chosen, out, resume=options.resume)
     print(suite.format_table(report))
-    print(f"\nwritten to {out}: report.json, solutions.npz, models/{', figures/' if report['figures'] else ''}")
+    arrays = "parts/" if "tables" in report else "solutions.npz"
+    print(f"\nwritten to {out}: report.json, {arrays}, models/{', figures/' if report['figures'] else ''}")
     if not report["figures"]:
         print('no figures: matplotlib is not installed; `pip install "pinv_jax[plot]"`')
     return 0

@@ -1,6 +1,6 @@
 """Named inverse problems: forward map, prior, noise, sizes, tolerances and recipes; one file each.
 
-Adding one: a file with an `InverseProblem`, and a line in `PROBLEMS`.
+Adding one: a file with an `InverseProblem`, or with a `Study` that has tables of its own, and a line in `PROBLEMS`.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,14 @@ from ._base import make_dataset as make_dataset
 from ._base import mean_estimate as mean_estimate
 from ._base import observed_row as observed_row
 from ._base import ridge_estimate as ridge_estimate
+from ._folder import Options as Options
 from ._heat1d import HEAT1D as HEAT1D
 from ._heat1d_workshop import HEAT1D_WORKSHOP as HEAT1D_WORKSHOP
 from ._report import format_table as format_table
-from ._run import Options as Options
 from ._run import run as run
+from ._study import Bench as Bench
+from ._study import Findings as Findings
+from ._study import Study as Study
 
-PROBLEMS: Mapping[str, InverseProblem] = {problem.name: problem for problem in (HEAT1D, HEAT1D_WORKSHOP)}
+PROBLEMS: Mapping[str, InverseProblem | Study] = {problem.name: problem for problem in (HEAT1D, HEAT1D_WORKSHOP)}
 """Every problem by name."""

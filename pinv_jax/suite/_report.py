@@ -59,27 +59,44 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
 
 
 def format_table(report: dict[str, Any], *, markdown: bool = False) -> str:
-    """The rows of a report as text, aligned for a terminal or as Markdown."""
+    """The tables of a report as text, aligned for a terminal or as Markdown."""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    measures = "\n".join(f"{name}: {_flat(values)}" for name, values in report["measures"].items() if values)
+    where = f"seed {report['seed']}, {report['dtype']}, {report['device']}; {versions}"
+    if "tables" in report:
+        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in report["seconds"].items())
+        parts = [f"{report['problem']}: {where}\n{seconds}"] + ([measures] if measures else [])
+        for name, rows in report["tables"].items():
+            if rows:
+                lines = [list(rows[0]), *([_number(cell) for cell in row.values()] for row in rows)]
+                parts.append(f"{name}\n{_aligned(lines, markdown=markdown)}")
+        return "\n\n".join(parts)
     rows = [_cells(row) for row in report["rows"]]
     lines = [[title for title, _ in COLUMNS], *([row.get(key, "") for _, key in COLUMNS] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    rule = ["-" * width for width in widths]
-    if markdown:
-        body = [padded[0], rule, *padded[1:]]
-        text = "\n".join("| " + " | ".join(line) + " |" for line in body)
-    else:
-        text = "\n".join("  ".join(line).rstrip() for line in [padded[0], rule, *padded[1:]])
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in report["training_seconds"].items())
     head = (
-        f"{report['problem']}: n = {report['num_test']}, seed {report['seed']}, {report['dtype']}, {report['device']}; "
-        f"{versions}\n"
+        f"{report['problem']}: n = {report['num_test']}, {where}\n"
         f"tolerance {report['tolerance']:g} on the RMS of the z-scored residual; noise level "
         f"{report['noise_level']:.3f}; training {seconds}"
     )
-    measures = "\n".join(f"{name}: {_flat(values)}" for name, values in report["measures"].items() if values)
+    text = _aligned(lines, markdown=markdown)
     return f"{head}\n{measures}\n\n{text}" if measures else f"{head}\n\n{text}"
+
+
+def _number(cell: Any) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _aligned(lines: Sequence[Sequence[str]], *, markdown: bool) -> str:
+    """Lines of cells, the first one the titles, as columns."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    rule = ["-" * width for width in widths]
+    if markdown:
+        return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
+    return "\n".join("  ".join(line).rstrip() for line in [padded[0], rule, *padded[1:]])
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> str:

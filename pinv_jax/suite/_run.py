@@ -1,9 +1,6 @@
 """`run`: builds the data of a named problem, trains, solves, and writes a report; resumable at any moment."""
 
 import dataclasses
-import importlib.metadata
-import platform
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,35 +20,13 @@ from ..diagnostics import jacobian_spectrum, wilson_interval
 from ..io import save_model
 from ..solvers import AbstractSolver, solve_batch
 from ._base import Dataset, InverseProblem, Row
+from ._folder import FORMAT, Options, check_dtype, claim, environment
 from ._report import draw
-
-FORMAT = 1
-"""Raised when a folder of results can no longer be resumed by this code."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What a run depends on.
-
-    Attributes:
-        seed: of data, training and probes.
-        recipes: their names; all of the problem's by default.
-        solvers: names that `--solver` selects; all by default. Estimates without iterations are always rows.
-        num_test: test observations; the problem's number by default.
-        dtype: "float32" or "float64".
-        quick: small data and short training, to see that everything runs; the numbers mean nothing.
-    """
-
-    seed: int = 0
-    recipes: tuple[str, ...] | None = None
-    solvers: tuple[str, ...] | None = None
-    num_test: int | None = None
-    dtype: str = "float32"
-    quick: bool = False
+from ._study import Study, run_study
 
 
 def run(
-    problem: InverseProblem,
+    problem: InverseProblem | Study,
     options: Options,
     out: Path,
     *,
@@ -60,8 +35,9 @@ def run(
 ) -> dict[str, Any]:
     """Runs a problem and writes `report.json`, `solutions.npz`, models and figures into a folder.
 
-    Every finished stage of training and every finished row is on disk before the next begins. With `resume`, they are
-    read back, and the numbers of the report, times apart, are those of a run that was not interrupted.
+    Every finished stage of training and every finished row (of a `Study`: part) is on disk before the next begins.
+    With `resume`, they are read back, and the numbers of the report, times apart, are those of a run that was not
+    interrupted.
 
     Args:
         problem: one of `suite.PROBLEMS`.
@@ -76,8 +52,9 @@ def run(
     Raises:
         ValueError: the folder belongs to something else, or to a run with other options; nothing is overwritten.
     """
-    if options.dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise ValueError("dtype='float64' needs 64-bit mode: write `jax.config.update('jax_enable_x64', True)` first.")
+    if isinstance(problem, Study):
+        return run_study(problem, options, out, resume=resume, stream=stream)
+    check_dtype(options)
     num_test = problem.num_test if options.num_test is None else options.num_test
     recipes = tuple(problem.recipes) if options.recipes is None else options.recipes
     identity = {
@@ -88,11 +65,11 @@ def run(
         "dtype": options.dtype,
         "quick": options.quick,
     }
-    _claim(out, identity, resume=resume)
+    claim(out, identity, resume=resume)
 
     dtype = jnp.dtype(options.dtype)
     dataset = problem.dataset(seed=options.seed, num_test=num_test, dtype=dtype, quick=options.quick)
-    report: dict[str, Any] = identity | _environment() | _noise(dataset) | {"tolerance": problem.tolerance}
+    report: dict[str, Any] = identity | environment() | _noise(dataset) | {"tolerance": problem.tolerance}
     report |= {"training_seconds": {}, "measures": {}, "rows": []}
     solutions: dict[str, Array] = {}
     keys = dict(
@@ -122,38 +99,6 @@ def run(
 
 def _wanted(row: Row, solvers: Sequence[str] | None) -> bool:
     return solvers is None or row.solver in solvers or not isinstance(row.method, AbstractSolver)
-
-
-def _claim(out: Path, identity: dict[str, Any], *, resume: bool) -> None:
-    """Makes the folder ours, or refuses to touch what is in it."""
-    marker = out / "run.json"
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; expected a folder for the results: choose another --out.")
-    if out.exists() and any(out.iterdir()):
-        if not marker.exists():
-            raise ValueError(f"{out} holds files that are no results of this program: choose another --out.")
-        found = _store.read_json(marker)
-        if found.get("problem") != identity["problem"]:
-            raise ValueError(
-                f"{out} holds results of {found.get('problem')!r}, not {identity['problem']!r}: choose another --out."
-            )
-        differing = [name for name in identity if found.get(name) != identity[name]]
-        if resume and differing:
-            text = ", ".join(f"{name} was {found.get(name)!r}, now {identity[name]!r}" for name in differing)
-            raise ValueError(f"{out} cannot be resumed: {text}. Repeat the options it was begun with.")
-        if not resume:
-            for name in ("fits", "rows", "models", "figures"):
-                shutil.rmtree(out / name, ignore_errors=True)
-            for name in ("report.json", "solutions.npz"):
-                (out / name).unlink(missing_ok=True)
-    _store.write_json(marker, identity)
-
-
-def _environment() -> dict[str, Any]:
-    names = ("pinv_jax", "jax", "jaxlib", "equinox", "diffrax", "optimistix", "optax", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()}
-    device = jax.devices()[0]
-    return {"device": f"{device.platform} {device.device_kind}", "versions": versions}
 
 
 def _noise(dataset: Dataset) -> dict[str, Any]:
