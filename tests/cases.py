@@ -1,5 +1,6 @@
 """What runs through the contracts of its room: readable names and constructors, each taking a dtype."""
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,129 @@ def _vector(size, dtype, low=-1.0, high=1.0):
     return jnp.linspace(low, high, size, dtype=dtype)
 
 
+def randomised(model, key, scale=0.3):
+    """`model` with normal noise on every float array: zero-initialised networks and mixers become generic."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))  # numpy: nothing to compile for each shape
+
+    def noisy(leaf):
+        if not eqx.is_inexact_array(leaf):
+            return leaf
+        return leaf + jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree.map(noisy, model)
+
+
+def orthogonal(size, dtype, *, seed=0):
+    """A random orthogonal matrix."""
+    return jnp.asarray(np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0], dtype)
+
+
+def _two_layers(weights, x):
+    w0, b0, w1, b1 = weights
+
+    def layer(w, b, x):
+        if x.ndim == 1:
+            return w @ x + b
+        x = jax.lax.conv_general_dilated(x[None], w, (1,) * (x.ndim - 1), "SAME")[0]
+        return x + jnp.expand_dims(b, range(1, x.ndim))
+
+    return layer(w1, b1, jnp.tanh(layer(w0, b0, x)))
+
+
+def inner_net(num_in, num_out, dtype, *, num_dimensions=2, seed=0):
+    """A small smooth network `(num_in, *space) -> (num_out, *space)`, with biases; a perceptron for no dimensions."""
+    rng = np.random.default_rng(seed)
+    shapes = [(6, num_in, *(3,) * num_dimensions), (6,), (num_out, 6, *(3,) * num_dimensions), (num_out,)]
+    weights = [jnp.asarray(0.5 * rng.normal(size=s) / max(1, np.prod(s[1:])) ** 0.5, dtype) for s in shapes]
+    return jax.tree_util.Partial(_two_layers, weights)
+
+
+def coupling(shape, num_outputs, dtype, *, seed=0, **kwargs):
+    """A coupling with three random nets."""
+    lost, num_dimensions = shape[0] - num_outputs, len(shape) - 1
+    net = functools.partial(inner_net, dtype=dtype, num_dimensions=num_dimensions)
+    nets = {
+        "scale": net(lost, num_outputs, seed=3 * seed),
+        "shift": net(lost, num_outputs, seed=3 * seed + 1),
+        "section": net(num_outputs, lost, seed=3 * seed + 2),
+    }
+    return maps.SurjectiveCoupling(shape, num_outputs, **nets | kwargs, dtype=dtype)
+
+
+def funnel(dtype, gain, *, seed=0, section=True, widths=(12, 8, 4)):
+    """A surjection of vectors, two mixed couplings; `gain` scales what is non-linear in it, from a linear selection."""
+    rng = np.random.default_rng(seed)
+
+    def net(num_in, num_out, gain):
+        weights = [rng.normal(size=(16, num_in)) / num_in**0.5, rng.normal(size=16)]
+        weights += [gain * rng.normal(size=(num_out, 16)) / 4, gain * rng.normal(size=num_out)]
+        return jax.tree_util.Partial(_two_layers, [jnp.asarray(w, dtype) for w in weights])
+
+    layers = []
+    for index, (size, kept) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        lost = size - kept
+        nets = {"scale": net(lost, kept, gain), "shift": net(lost, kept, gain), "section": net(kept, lost, 1.0)}
+        nets["section"] = nets["section"] if section else None
+        mixer = maps.FixedOrthogonal((size,), orthogonal(size, dtype, seed=10 * seed + index))
+        layers += [mixer, maps.SurjectiveCoupling((size,), kept, **nets, dtype=dtype)]
+    return maps.prepare(maps.SurjectiveChain(layers))
+
+
+def surjective_network(dtype, **kwargs):
+    """Three blocks, from 2 x 4 x 6 images to 4 numbers."""
+    kwargs = {"scale_bound": 1.0} | kwargs
+    return maps.SurjectiveChain(
+        [
+            maps.PixelUnshuffle((2, 4, 6), 2, dtype),
+            maps.Cayley((8, 2, 3), dtype=dtype, key=key()),
+            coupling((8, 2, 3), 5, dtype, seed=1, **kwargs),
+            maps.Householder((5, 2, 3), 3, dtype=dtype, key=key(1)),
+            coupling((5, 2, 3), 3, dtype, seed=2, **kwargs),
+            maps.Flatten((3, 2, 3), dtype),
+            maps.FixedOrthogonal((18,), orthogonal(18, dtype)),
+            coupling((18,), 4, dtype, seed=3, **kwargs),
+        ]
+    )
+
+
+def filled(build, seed=0, scale=0.5):
+    """What `build()` returns, with weights of size `scale / sqrt(fan_in)` from numpy: nothing is compiled."""
+    rng = np.random.default_rng(seed)
+
+    def fill(leaf):
+        size = scale / max(1, np.prod(leaf.shape[1:])) ** 0.5
+        return jnp.asarray(size * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree.map(fill, eqx.filter_eval_shape(build))
+
+
+def spnn(shape, steps, dtype, *, seed=0, **kwargs):
+    """A random surjective pseudo-invertible network; see `maps.spnn`."""
+    return filled(lambda: maps.spnn(shape, steps, dtype=dtype, key=key(), **kwargs), seed)
+
+
+def invertible(shape, dtype, *, seed=0, **kwargs):
+    """A random invertible network of two couplings; see `maps.invertible_network`."""
+    kwargs = {"num_layers": 2, "hidden": 6, "scale_bound": 1.0} | kwargs
+    return filled(lambda: maps.invertible_network(shape, dtype=dtype, key=key(), **kwargs), seed, 1.0)
+
+
+def neighbour_differences(image):
+    """A linear function of a channel-first image, of full row rank."""
+    return image[:, 1:] - 0.5 * image[:, :-1]
+
+
+@functools.cache  # a fresh operator would compile anew
+def matrix_free(dtype):
+    structure = jax.ShapeDtypeStruct((2, 4), dtype)
+    return maps.OperatorSurjection(lx.FunctionLinearOperator(neighbour_differences, structure))
+
+
+@functools.cache
+def fisheye(dtype):
+    return maps.fisheye((1, 6, 7), (4, 4), 0.2, dtype=dtype)
+
+
 SURJECTIONS = {
     "linear surjection, wide": lambda dtype: maps.LinearSurjection(matrix(3, 7, dtype)),
     "linear surjection, square": lambda dtype: maps.LinearSurjection(matrix(5, 5, dtype)),
@@ -66,6 +190,67 @@ SURJECTIONS = {
             maps.Affine(_vector(4, dtype, 1.0, 3.0), _vector(4, dtype)),
         ]
     ),
+    "cayley": lambda dtype: randomised(maps.Cayley((4, 3, 2), dtype=dtype), key()),
+    "cayley, patches, prepared": lambda dtype: maps.Cayley((2, 4, 6), patch=2, dtype=dtype, key=key()).prepare(),
+    "matrix exponential": lambda dtype: maps.MatrixExponential((5,), dtype=dtype, key=key()),
+    "householder": lambda dtype: maps.Householder((5, 3), 3, dtype=dtype, key=key()),
+    "householder, patches": lambda dtype: maps.Householder((1, 4, 6), 2, patch=2, dtype=dtype, key=key()),
+    "fixed orthogonal": lambda dtype: maps.FixedOrthogonal((4, 2), orthogonal(4, dtype)),
+    "pixel unshuffle": lambda dtype: maps.PixelUnshuffle((2, 4, 6), 2, dtype),
+    "flatten": lambda dtype: maps.Flatten((2, 1, 3), dtype),
+    "coupling": lambda dtype: coupling((5, 4, 3), 2, dtype, scale_bound=1.0),
+    "coupling, bounded": lambda dtype: coupling((5,), 3, dtype, bounded="tanh"),
+    "coupling without nets": lambda dtype: maps.SurjectiveCoupling((5, 2), 3, dtype=dtype),
+    "surjective network": surjective_network,
+    "spnn": lambda dtype: spnn(
+        (2, 4, 4),
+        (
+            maps.Unshuffle(2),
+            maps.Block(3, maps.ConvDesign((4,))),
+            maps.Unshuffle(2),
+            maps.Block(4, maps.AdaptiveDesign(4)),
+        ),
+        dtype,
+        mixing="cayley",
+    ),
+    "spnn by plan, image not square": lambda dtype: spnn(
+        (1, 8, 4), maps.plan((1, 8, 4), (2, 4, 2), hidden=4), dtype, mixing="householder"
+    ),
+    "natural": lambda dtype: maps.Natural(
+        maps.SurjectiveChain([coupling((7,), 5, dtype, seed=1), maps.Cayley((5,), dtype=dtype, key=key())])
+    ),
+    "invertible network": lambda dtype: invertible((5,), dtype),
+    "invertible network of images, additive": lambda dtype: invertible(
+        (3, 4, 2), dtype, kind="additive", centred=False
+    ),
+    "linear surjection of a centred network, prepared": lambda dtype: maps.prepare(
+        maps.SurjectiveChain([invertible((6,), dtype, mixing="cayley"), maps.LinearSurjection(matrix(3, 6, dtype))])
+    ),
+    "residual block": lambda dtype: filled(lambda: maps.ResidualBlock((5,), (8,), dtype=dtype, key=key())),
+    "residual block of images, prepared": lambda dtype: maps.ResidualBlock(
+        (2, 4, 3), (5, 5), activation="tanh", dtype=dtype, key=key()
+    ).prepare(),
+    "gamma": lambda dtype: maps.Gamma((2, 3), dtype=dtype),
+    "operator surjection": matrix_free,
+    "null space": lambda dtype: maps.NullSpace(
+        maps.LinearSurjection(matrix(4, 9, dtype)), _random_mlp(dtype), inner_net(4, 5, dtype, num_dimensions=0)
+    ),
+    "null space, matrix-free": lambda dtype: maps.NullSpace(matrix_free(dtype), lambda z: jnp.sin(z[:, 1:])),
+    "expand": lambda dtype: maps.Expand(_random_mlp(dtype)),
+    "expand, with an inverse": lambda dtype: maps.Expand(
+        maps.LinearMap(matrix(6, 3, dtype)), inner_net(6, 3, dtype, num_dimensions=0)
+    ),
+    "stack on a trunk": lambda dtype: maps.Stack(
+        [maps.LinearSurjection(matrix(2, 6, dtype)), matrix(3, 6, dtype, seed=1)], maps.LeakyTanh((2, 3), 0.3, dtype)
+    ),
+    "parallel on a trunk": lambda dtype: maps.Parallel(
+        [coupling((4,), 2, dtype), maps.CubicSine((1, 3), dtype=dtype), maps.LinearSurjection(matrix(1, 3, dtype))],
+        maps.Cayley((10,), dtype=dtype, key=key()),
+    ),
+    "downsample": lambda dtype: maps.Downsample((2, 4, 6), 2, dtype),
+    "varying blur": lambda dtype: maps.VaryingBlur((2, 5, 6), 0.3, 0.7, dtype=dtype),
+    "varying blur, coarser": lambda dtype: maps.VaryingBlur((2, 4, 6), 0.4, 1.0, factor=2, dtype=dtype),
+    "fish-eye": fisheye,
 }
 
 LINEAR_MAPS = {
@@ -73,6 +258,11 @@ LINEAR_MAPS = {
     "linear, tall": lambda dtype: maps.LinearMap(matrix(7, 3, dtype)),
     "linear, rank deficient": lambda dtype: maps.LinearMap(matrix(6, 5, dtype, rank=3)),
     "linear, prepared": lambda dtype: maps.LinearMap(matrix(6, 5, dtype, rank=2)).prepare(),
+    "linear, lsmr, wide": lambda dtype: maps.LinearMap(matrix(3, 7, dtype), method="lsmr"),
+    "linear, lsmr, rank deficient": lambda dtype: maps.LinearMap(matrix(6, 5, dtype, rank=3), method="lsmr"),
+    "linear, lsmr, from a function": lambda dtype: maps.LinearMap(
+        lx.FunctionLinearOperator(lambda image: jnp.diff(image), jax.ShapeDtypeStruct((2, 3), dtype)), method="lsmr"
+    ),
     "linear, tridiagonal": lambda dtype: maps.LinearMap(
         lx.TridiagonalLinearOperator(_vector(5, dtype, 2, 3), _vector(4, dtype), _vector(4, dtype, -0.5, 0.2))
     ),
@@ -104,6 +294,7 @@ MAPS = (
             _vector(5, dtype),
             _vector(5, dtype, 1.0, 3.0),
         ),
+        "joint": lambda dtype: maps.Joint([_random_mlp(dtype), maps.LinearSurjection(matrix(2, 5, dtype))]),
         "ravelled": lambda dtype: maps.Ravelled(
             lambda tree: {"sum": tree["a"] @ tree["b"], "square": tree["b"] ** 2},
             {"a": jax.ShapeDtypeStruct((2, 3), dtype), "b": jax.ShapeDtypeStruct((3,), dtype)},

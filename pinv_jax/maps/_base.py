@@ -22,7 +22,8 @@ class AbstractMap(eqx.Module):
 
     - `__call__` takes one array (no batch axis) and returns one array; it must pass `jax.jvp` and `jax.vjp`.
     - `in_structure` returns the shape and dtype of `x`. `out_structure` follows by `jax.eval_shape`.
-    - `prepare` is overridden only if something expensive depends on the parameters alone.
+    - `prepare` is overridden only if something expensive depends on the parameters alone; it is kept in a field
+      `prepared`, `None` until then, which `unprepare` clears.
     """
 
     @abc.abstractmethod
@@ -128,11 +129,30 @@ def prepare(model: PyTree) -> PyTree:
         The same structure with every map replaced by its prepared form, innermost first. Models work unprepared too;
         `solve` and `fit` call this by themselves.
     """
+    return _each_map(model, lambda node: node.prepare())
+
+
+def unprepare(model: PyTree) -> PyTree:
+    """Undoes `prepare`: what it computed is no parameter, and would go stale when the parameters change.
+
+    `fit` calls this by itself; call it before changing parameters by other means.
+    """
+
+    def bare(node: AbstractMap) -> AbstractMap:
+        if getattr(node, "prepared", None) is None:
+            return node
+        return eqx.tree_at(lambda m: m.prepared, node, None)
+
+    return _each_map(model, bare)
+
+
+def _each_map(model: PyTree, change: Callable[[AbstractMap], AbstractMap]) -> PyTree:
+    """`model` with `change` applied to every map inside, innermost first."""
 
     def inner(node: Any) -> bool:
         return node is not model and isinstance(node, AbstractMap | Stored)
 
     if isinstance(model, Stored):
-        return Stored(prepare(model.fn))
-    model = jax.tree.map(lambda node: prepare(node) if inner(node) else node, model, is_leaf=inner)
-    return model.prepare() if isinstance(model, AbstractMap) else model
+        return Stored(_each_map(model.fn, change))
+    model = jax.tree.map(lambda node: _each_map(node, change) if inner(node) else node, model, is_leaf=inner)
+    return change(model) if isinstance(model, AbstractMap) else model

@@ -1,5 +1,7 @@
 """Linear maps `y = A x` with their Moore-Penrose pseudo-inverse."""
 
+from typing import Literal
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from ._base import AbstractMap, AbstractSurjection
+from ._lsmr import lsmr_pinv
+from ._operator import partition_operator
 
 Factors = tuple[Float[Array, "m k"], Float[Array, " k"], Float[Array, "k n"]]
 
@@ -15,14 +19,20 @@ Factors = tuple[Float[Array, "m k"], Float[Array, " k"], Float[Array, "k n"]]
 class LinearMap(AbstractMap):
     """`y = A x` for any linear operator, whatever its rank.
 
-    `pinv` is the Moore-Penrose pseudo-inverse: the `x` of least norm among those that minimise `|A x - y|`. It needs
-    the singular value decomposition of `A`, which `prepare` computes once; unprepared, every call computes it.
-    Where `A` is a matrix of full row rank, `LinearSurjection` also offers the null-space coordinates.
+    `pinv` is the Moore-Penrose pseudo-inverse: the `x` of least norm among those that minimise `|A x - y|`. By default
+    it takes the singular value decomposition of `A`, which `prepare` computes once; unprepared, every call computes
+    it. With `method="lsmr"` no matrix is ever formed: `pinv` runs LSMR to rounding, its derivatives in `y` are the same
+    iteration (with `A^T` backwards), and no gradient reaches the operator through it.
+
+    Where `A` has full row rank, `LinearSurjection` and `OperatorSurjection` also offer the null-space coordinates.
 
     Args:
         operator: a matrix of shape `(m, n)`, or a `lineax` operator from one array to one array (of any shapes).
         rtol: singular values up to `rtol` times the largest count as zero. By default `max(m, n)` times the machine
-            epsilon, as in `numpy.linalg.matrix_rank`.
+            epsilon, as in `numpy.linalg.matrix_rank`. LSMR knows no such cut-off.
+        method: `"svd"`, dense, or `"lsmr"`, for operators given as functions that are too large to be formed.
+        max_steps: the most LSMR steps, by default ten times the smaller of `m` and `n`. What is reached by then is
+            returned: check `A x - y`.
 
     Raises:
         ValueError: `operator` is not a matrix, or acts on pytrees; wrap such a map in `Ravelled`.
@@ -31,9 +41,18 @@ class LinearMap(AbstractMap):
     arrays: lx.AbstractLinearOperator
     rest: lx.AbstractLinearOperator = eqx.field(static=True)
     rtol: float | None = eqx.field(static=True)
-    factors: Factors | None
+    method: Literal["svd", "lsmr"] = eqx.field(static=True)
+    max_steps: int | None = eqx.field(static=True)
+    prepared: Factors | None
 
-    def __init__(self, operator: lx.AbstractLinearOperator | Float[Array, "..."], rtol: float | None = None):
+    def __init__(
+        self,
+        operator: lx.AbstractLinearOperator | Float[Array, "..."],
+        rtol: float | None = None,
+        *,
+        method: Literal["svd", "lsmr"] = "svd",
+        max_steps: int | None = None,
+    ):
         if not isinstance(operator, lx.AbstractLinearOperator):
             if operator.ndim != 2:
                 raise ValueError(
@@ -41,16 +60,9 @@ class LinearMap(AbstractMap):
                     f"{operator.shape}. Reshape it, or stack maps with jax.vmap."
                 )
             operator = lx.MatrixLinearOperator(operator)
-        for structure in (operator.in_structure(), operator.out_structure()):
-            if not isinstance(structure, jax.ShapeDtypeStruct):
-                raise ValueError(
-                    f"LinearMap expected an operator from one array to one array, got the structure {structure}. "
-                    "Write Ravelled(operator.mv, example) to see pytrees as flat arrays."
-                )
-        # Operators made from functions have the function as a leaf, which jax.jit does not accept as an argument.
-        self.arrays, self.rest = eqx.partition(operator, eqx.is_array)
-        self.rtol = rtol
-        self.factors = None
+        self.arrays, self.rest = partition_operator(operator, "LinearMap")
+        self.rtol, self.method, self.max_steps = rtol, method, max_steps
+        self.prepared = None
 
     @property
     def operator(self) -> lx.AbstractLinearOperator:
@@ -67,13 +79,15 @@ class LinearMap(AbstractMap):
         return self.operator.in_structure()
 
     def prepare(self) -> "LinearMap":
-        """The same map with its singular value decomposition computed."""
-        if self.factors is not None:
+        """The same map with its singular value decomposition computed, where `pinv` needs it."""
+        if self.prepared is not None or self.method == "lsmr":
             return self
-        return eqx.tree_at(lambda m: m.factors, self, self._svd(), is_leaf=lambda leaf: leaf is None)
+        return eqx.tree_at(lambda m: m.prepared, self, self._svd(), is_leaf=lambda leaf: leaf is None)
 
     def pinv(self, y: Float[Array, "*y"]) -> Float[Array, "*x"]:
         """The Moore-Penrose pseudo-inverse of `A`, applied to `y`."""
+        if self.method == "lsmr":
+            return self._lsmr(y)
         u, s, vt = self._svd()
         kept = s > self._cutoff(s)
         inverse = jnp.where(kept, 1.0 / jnp.where(kept, s, 1.0), 0.0)
@@ -82,13 +96,19 @@ class LinearMap(AbstractMap):
         return x.reshape(self.in_structure().shape)
 
     def rank(self) -> Int[Array, ""]:
-        """Number of singular values above the cut-off."""
+        """Number of singular values above the cut-off; forms the matrix, whatever the method."""
         s = self._svd()[1]
         return jnp.sum(s > self._cutoff(s))
 
+    def _lsmr(self, y: Float[Array, "*y"]) -> Float[Array, "*x"]:
+        operator = eqx.combine(jax.lax.stop_gradient(self.arrays), self.rest)
+        size = min(self.in_structure().size, self.out_structure().size)
+        with jax.default_matmul_precision("highest"):
+            return lsmr_pinv(operator.mv, self.in_structure(), y, self.max_steps or 10 * size)
+
     def _svd(self) -> Factors:
-        if self.factors is not None:
-            return self.factors
+        if self.prepared is not None:
+            return self.prepared
         with jax.default_matmul_precision("highest"):
             u, s, vt = jnp.linalg.svd(self.operator.as_matrix(), full_matrices=False)
         return u, s, vt

@@ -201,6 +201,56 @@ class CubicSine(AbstractPointwise):
         return _increasing_inverse(self.apply, slope_of, bracket, y)
 
 
+class Gamma(AbstractPointwise):
+    """`|y| = (1 + offset) |x|^(1 / exponent) - offset`, linear near zero, the sign kept: the tone curve of photographs.
+
+    The line through zero is tangent to the power, so the curve is smooth, and onto the whole real line.
+
+    Args:
+        shape: shape of `x`.
+        exponent: above one.
+        offset: positive; the line reaches up to `y = offset / (exponent - 1)`.
+        dtype: of `x`; the default float by default.
+
+    Raises:
+        ValueError: there is no such tangent.
+
+    References:
+        IEC 61966-2-1:1999 (sRGB), whose constants are the defaults; its rounded slope, 12.92, is the exact 12.9232.
+    """
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    exponent: float = eqx.field(static=True)
+    offset: float = eqx.field(static=True)
+    dtype: np.dtype = eqx.field(static=True)
+
+    def __init__(
+        self, shape: tuple[int, ...], exponent: float = 2.4, offset: float = 0.055, dtype: DTypeLike | None = None
+    ):
+        if exponent <= 1 or offset <= 0:
+            raise ValueError(f"Gamma expected exponent > 1 and offset > 0, got {exponent} and {offset}.")
+        self.shape, self.dtype = shape, _dtype(dtype)
+        self.exponent, self.offset = exponent, offset
+
+    def apply(self, x: Float[Array, "*x"]) -> Float[Array, "*x"]:
+        """The tone curve."""
+        end, slope = self._line()
+        bent = jnp.abs(x) > end / slope
+        power = jnp.where(bent, jnp.abs(x), 1) ** (1 / self.exponent)  # the slope at zero would be infinite
+        return jnp.where(bent, jnp.sign(x) * ((1 + self.offset) * power - self.offset), slope * x)
+
+    def invert(self, y: Float[Array, "*x"]) -> Float[Array, "*x"]:
+        """`|x| = ((|y| + offset) / (1 + offset))^exponent`, or the line."""
+        end, slope = self._line()
+        power = ((jnp.abs(y) + self.offset) / (1 + self.offset)) ** self.exponent
+        return jnp.where(jnp.abs(y) > end, jnp.sign(y) * power, y / slope)
+
+    def _line(self) -> tuple[float, float]:
+        """Where the line ends, in `y`, and its slope."""
+        end = self.offset / (self.exponent - 1)
+        return end, end / ((end + self.offset) / (1 + self.offset)) ** self.exponent
+
+
 class Affine(AbstractPointwise):
     """`y = scale * x + shift`, elementwise.
 
