@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from . import _store
-from ._solution import RESULTS, History, Solution, Stats
+from .. import _store
+from .._solution import RESULTS, History, Solution, Stats
 
 Model = TypeVar("Model")
 
