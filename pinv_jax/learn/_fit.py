@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
-from ..maps import Stored, prepare, store
+from ..maps import Stored, prepare, store, unprepare
 from ._checkpoint import Checkpoint
 from ._stage import Gated, Stage, StageHistory
 
@@ -246,7 +246,7 @@ def fit(
     bit-equal parameters, whether or not the run was interrupted.
 
     Args:
-        model: any pytree of arrays and static parts, such as an `InversePair`.
+        model: any pytree of arrays and static parts, such as an `InversePair`. One that was prepared is unprepared.
         stages: by name, in order.
         data: a pair `(x, y)` of arrays with a leading axis of examples, or a sampler `key -> (x, y)` of one example
             (fresh draws at every step). A pair is shuffled anew for every epoch and cut into full batches; the
@@ -275,7 +275,7 @@ def fit(
         )
     if steps_per_round is not None and steps_per_round < 1:
         raise ValueError(f"fit: steps_per_round={steps_per_round}; expected a positive number, or None.")
-    history = {}
+    model, history = unprepare(model), {}  # what was prepared would be trained as if it were a parameter
     for name, stage in stages.items():
         # a number zero means "without", so that an ablation costs nothing
         idle = [n for n, term in stage.terms.items() if isinstance(term.weight, float | int) and term.weight == 0]
