@@ -1,6 +1,7 @@
 import functools
 import itertools
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -312,3 +313,21 @@ def test_bad_input_is_named(changes, message):
     arguments = {"stages": {"only": stage()}, "data": dataset(), "key": KEY} | changes
     with pytest.raises(ValueError, match=message):
         learn.fit(pair(), **arguments)
+
+
+def test_a_prepared_model_is_trained_like_the_bare_one():
+    """What `prepare` computed is no parameter: trained as one, a mixer would stop being orthogonal."""
+    f = maps.SurjectiveChain(
+        [maps.Cayley((6,), key=jax.random.key(0)), maps.SurjectiveCoupling((6,), 2), maps.LeakyReLU((2,))]
+    )
+    data = (jnp.linspace(-1, 1, 96).reshape(16, 6), jnp.linspace(1, -1, 32).reshape(16, 2))
+    stages = {"a": learn.Stage({"fit": learn.Term(learn.regression)}, _everything, 5, 8, optax.sgd(0.1))}
+    bare, prepared = (learn.fit(g, stages, data, key=jax.random.key(1))[0] for g in (f, maps.prepare(f)))
+    chex.assert_trees_all_equal(bare, prepared)
+    w = maps.prepare(prepared).layers[0].matrix()
+    np.testing.assert_allclose(w @ w.T, np.eye(6), atol=1e-14)
+    assert not np.allclose(w, f.layers[0].matrix(), atol=1e-3)
+
+
+def _everything(model):
+    return model

@@ -37,7 +37,7 @@ def test_prepared_does_not_decompose_again():
     assert "svd" not in text(f.prepare())
     np.testing.assert_allclose(f.prepare().pinv(y), f.pinv(y), rtol=1e-13)
     chain = maps.prepare(maps.Chain([f, jnp.tanh, maps.LinearMap(matrix(2, 4, jnp.float64))]))
-    assert all(isinstance(layer.factors, tuple) for layer in (chain.layers[0], chain.layers[2]))
+    assert all(isinstance(layer.prepared, tuple) for layer in (chain.layers[0], chain.layers[2]))
 
 
 def test_section_is_the_natural_one():
