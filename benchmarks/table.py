@@ -1,4 +1,4 @@
-"""`python -m benchmarks table REPORT...`: the results table of the README, from reports of several seeds."""
+"""`python -m benchmarks table REPORT...`: the results tables of the README, from reports of several seeds."""
 
 import argparse
 import json
@@ -61,8 +61,32 @@ def table(reports: Sequence[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def study_table(reports: Sequence[dict[str, Any]], part: str) -> str:
+    """One part of a study as Markdown: the range of every number over the reports."""
+    rows = [report["tables"][part] for report in reports]
+    report = reports[0]
+    seeds = ", ".join(str(r["seed"]) for r in reports)
+    run = f"seed {seeds}, {report['dtype']}, {report['device'].split()[0]}, jax {report['versions']['jax']}"
+
+    def cell(values: Sequence[Any]) -> str:
+        if any(isinstance(value, float) for value in values):
+            numbers = [value for value in values if value is not None]
+            return _range(numbers, 3, "g")
+        return "" if values[0] is None else str(values[0])
+
+    lines = [[*rows[0][0], "run"], ["---"] * (len(rows[0][0]) + 1)]
+    lines += [[*(cell([row[name] for row in same]) for name in same[0]), run] for same in zip(*rows, strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main(argv: Sequence[str]) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks table", description=__doc__)
     parser.add_argument("reports", nargs="+", type=Path, help="report.json files of one problem, one per seed")
-    print(table([json.loads(path.read_text()) for path in parser.parse_args(argv).reports]))
+    reports = [json.loads(path.read_text()) for path in parser.parse_args(argv).reports]
+    if "tables" not in reports[0]:
+        print(table(reports))
+        return
+    for part, rows in reports[0]["tables"].items():
+        if rows:
+            print(f"{part}\n\n{study_table(reports, part)}\n")

@@ -11,6 +11,11 @@ Jacobians
 - `dense_jacobian`, `jacobian_spectrum`, `adjoint_dot_test`, `taylor_test`.
 - `gauss_newton_deviation`: how far the step of a learned inverse is from Gauss-Newton, and the bound term by term.
 
+Pseudo-inverses
+
+- `penrose_errors`, `penrose_symmetry`: the four Penrose identities; the last two through Jacobians.
+- `completion_distance`, `natural_defect`: the norm that the natural pseudo-inverse minimises, and how far one is off.
+
 Errors
 
 - `rmse`, `psnr`, `ssim`, `wilson_interval`.
@@ -32,6 +37,12 @@ from ._metrics import psnr as psnr
 from ._metrics import rmse as rmse
 from ._metrics import ssim as ssim
 from ._metrics import wilson_interval as wilson_interval
+from ._penrose import PenroseErrors as PenroseErrors
+from ._penrose import PenroseSymmetry as PenroseSymmetry
+from ._penrose import completion_distance as completion_distance
+from ._penrose import natural_defect as natural_defect
+from ._penrose import penrose_errors as penrose_errors
+from ._penrose import penrose_symmetry as penrose_symmetry
 from ._probes import DataMetric as DataMetric
 from ._probes import normal as normal
 from ._probes import probe_maker as probe_maker

@@ -8,6 +8,11 @@
 | `LevenbergMarquardt` | damped Gauss-Newton, adaptive or fixed | f, JVP, VJP |
 | `DIPG` | a learned inverse | f, VJP, g |
 | `Safeguarded` | `DIPG` while it is trusted, else matrix-free Levenberg-Marquardt | f, JVP, VJP, g |
+| `NLBP` | non-linear back-projection; exact in one step | `maps.AbstractSurjection` |
+| `CyclicProjection` | back-projections in turn, then joint Gauss-Newton | `maps.Joint` of surjections, VJP |
+| `MinimumNorm` | to the point of the fibre nearest to a reference | f, JVP, VJP |
+
+Plain functions for one step: `nlbp`, `nlbp_interval` (with `quantisation_box`, `clipping_box`), `cyclic_nlbp`.
 """
 
 from ._base import AbstractSolver as AbstractSolver
@@ -16,13 +21,21 @@ from ._base import Evaluations as Evaluations
 from ._base import Point as Point
 from ._base import Record as Record
 from ._base import Stop as Stop
+from ._cyclic import CyclicProjection as CyclicProjection
+from ._cyclic import cyclic_nlbp as cyclic_nlbp
 from ._descent import AbstractDescent as AbstractDescent
 from ._descent import AbstractDescentSolver as AbstractDescentSolver
 from ._dipg import DIPG as DIPG
 from ._gauss_newton import GaussNewton as GaussNewton
 from ._gradient_descent import GradientDescent as GradientDescent
+from ._intervals import clipping_box as clipping_box
+from ._intervals import quantisation_box as quantisation_box
 from ._lbfgs import LBFGS as LBFGS
 from ._levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt
+from ._minimum_norm import MinimumNorm as MinimumNorm
+from ._nlbp import NLBP as NLBP
+from ._nlbp import nlbp as nlbp
+from ._nlbp import nlbp_interval as nlbp_interval
 from ._normal import SVD as SVD
 from ._normal import AbstractNormalSolver as AbstractNormalSolver
 from ._normal import Cholesky as Cholesky
