@@ -48,7 +48,7 @@ class AbstractOrthogonal(AbstractSurjection[tuple[()]]):
 
     def unmix(self, u: Float[Array, "d p"]) -> Float[Array, "d p"]:
         """`W^T u`."""
-        return self.matrix().T @ u
+        return (u.T @ self.matrix()).T  # on a CPU many times faster than the transpose of a large matrix
 
     def split(self, x: Float[Array, "*x"]) -> tuple[Float[Array, "*x"], tuple[()]]:
         """`(W u, ())` at every position."""
