@@ -76,7 +76,7 @@ def study_table(reports: Sequence[dict[str, Any]], part: str) -> str:
 
     lines = [[*rows[0][0], "run"], ["---"] * (len(rows[0][0]) + 1)]
     lines += [[*(cell([row[name] for row in same]) for name in same[0]), run] for same in zip(*rows, strict=True)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
 def main(argv: Sequence[str]) -> None:

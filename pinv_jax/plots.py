@@ -1,10 +1,10 @@
-"""Figures: `reconstructions`, `residual_against_step`, `success_against_tolerance`, `jacobian_spectrum`.
+"""Figures: `reconstructions`, `image_grid`, `residual_against_step`, `success_against_tolerance`, `jacobian_spectrum`.
 
 Every function returns a `matplotlib.figure.Figure` and neither shows nor saves it: `figure.savefig("a.png", dpi=200)`.
 Figures are one column (3.5 inches) wide, and lines differ in dash as well as in colour.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,57 @@ def reconstructions(
         _finish(lower, xlabel if column == num // 2 else "", observed if column == 0 else "")
         upper.tick_params(labelbottom=upper.get_xlim() != lower.get_xlim())
     _legend(figure, *axes[:, 0])
+    return figure
+
+
+def image_grid(
+    rows: Mapping[str, ArrayLike],
+    *,
+    limits: tuple[float, float] | None = None,
+    titles: Sequence[str] | None = None,
+    captions: Mapping[str, Sequence[str]] | None = None,
+) -> Any:
+    """Grey images in rows by name, side by side on one scale: black is the least value, white the largest.
+
+    Args:
+        rows: images by name, shape `(n, height, width)`, or `(n, height, width, 3)` in colour.
+        limits: the values shown as black and white, and beyond; by default the extremes of the first row.
+        titles: of the columns.
+        captions: by name of a row, a text above each of its images.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: a row is no stack of images, or has another number of them than the first.
+    """
+    stacks = {name: np.asarray(stack) for name, stack in rows.items()}
+    for name, stack in stacks.items():
+        if stack.ndim not in (3, 4) or len(stack) != len(next(iter(stacks.values()))):
+            raise ValueError(
+                f"row {name!r} has shape {stack.shape}; expected (n, height, width), or a last axis for three colours, "
+                "with the same n in every row."
+            )
+    first = next(iter(stacks.values()))
+    low, high = limits or (float(np.nanmin(first)), float(np.nanmax(first)))
+    num, aspect = len(first), first.shape[1] / first.shape[2]
+    figure, axes = _figure(
+        (_WIDTH - 0.6) / num * aspect * len(stacks) + 0.2, nrows=len(stacks), ncols=num, squeeze=False
+    )
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+    for row, (name, stack) in enumerate(stacks.items()):
+        for column in range(num):
+            shown = np.clip((stack[column] - low) / (high - low), 0, 1)  # colours know no limits of their own
+            axes[row, column].imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes[row, column].set_xticks([])
+            axes[row, column].set_yticks([])
+            for spine in axes[row, column].spines.values():
+                spine.set_linewidth(0.3)
+        axes[row, 0].set_ylabel(name, fontsize=5, rotation=0, ha="right", va="center")
+        for axis, caption in zip(axes[row], (captions or {}).get(name, ()), strict=False):
+            axis.set_title(caption, fontsize=5, pad=1.5)
+    for axis, title in zip(axes[0], titles or (), strict=False):
+        axis.set_title(title, fontsize=6, pad=2)
     return figure
 
 

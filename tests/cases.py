@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
+import pytest
 
 from pinv_jax import Problem, maps, pde, solvers
 
@@ -310,6 +311,35 @@ PDE_MAPS = {
     "heat, spectral": lambda dtype: pde.SpectralHeat1D(16, dtype=dtype),
     "heat, observed": lambda dtype: pde.observed_heat_1d(16, dtype=dtype),
 }
+
+
+VARIANTS = {
+    "cayley, patches, prepared",
+    "householder, patches",
+    "coupling, bounded",
+    "surjective network",
+    "spnn by plan, image not square",
+    "invertible network of images, additive",
+    "linear surjection of a centred network, prepared",
+    "residual block of images, prepared",
+    "null space, matrix-free",
+    "expand, with an inverse",
+    "varying blur, coarser",
+}
+"""Entries that vary another one: their contracts run with the slow tests."""
+
+
+def names(cases):
+    """Runs a test for every entry, by name."""
+    each = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in cases]
+    return pytest.mark.parametrize("name", each)
+
+
+DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
+
+
+def draw(structure, seed=0):
+    return jax.random.normal(key(seed), structure.shape, structure.dtype)
 
 
 # Solvers and problems ------------------------------------------------------------------------------------------------

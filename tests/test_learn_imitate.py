@@ -77,7 +77,7 @@ def test_the_stand_in_beats_the_ridge_regression(stand_in):
 
 
 def test_errors_are_those_of_nlbp_on_fresh_examples(stand_in):
-    xs, ys = examples(100, seed=11)
+    xs, ys = examples(250, seed=11)  # as many as were held out, so that nothing compiles again
     errors = learn.imitation_errors(stand_in.model, simulator, xs)
     others = jnp.roll(ys, 1, axis=0)
     back = back_project(stand_in.model, xs, others)
@@ -105,9 +105,10 @@ def test_gauss_newton_finishes_on_the_simulator_itself(stand_in):
     assert before.min() > 1e-6
     assert after.max() < 1e-6
     moved = np.linalg.norm(solution.value - start, axis=1)
-    assert moved.max() < 0.2 * np.linalg.norm(start - xs, axis=1).min()
+    assert np.all(moved < 0.2 * np.linalg.norm(start - xs, axis=1))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not(stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(learn._checkpoint.Checkpoint, "seconds_between_saves", 0.0)
 

@@ -12,7 +12,8 @@ Selection, `(model, start_model, validation, key) -> score`: `task_score`, `rjcp
 
 Losses of a surjection, likewise: the tasks `cross_entropy`, `attributes`, `regression`; `right_inverse`,
 `surjective_reconstruction`, `naturalness`. Its recipes, of the published code and of the paper: `surjective_stages`,
-`natural_stages`, with `SurjectiveConstants`, `PUBLISHED_SURJECTIVE`, `surjective_score`, `clipped_adam`; `but_sections`.
+`natural_stages`, with `SurjectiveConstants`, `PUBLISHED_SURJECTIVE`, `surjective_score`, `clipped_adam`,
+`but_sections`.
 
 Imitation: `imitate` trains a surjection to stand in for a network or simulator; `ridge_network`, `imitation_errors`.
 

@@ -151,7 +151,7 @@ class Cayley(_FromSkew):
         self.prepared = None
 
     def _orthogonal(self, a: Float[Array, "d d"]) -> Float[Array, "d d"]:
-        # XLA's CPU compiler folds jnp.eye here, entry by entry: a minute of compiling at d = 1024. The barrier stops it.
+        # XLA's CPU compiler folds jnp.eye here entry by entry, a minute of compiling at d = 1024. The barrier stops it.
         identity = jnp.diag(jax.lax.optimization_barrier(jnp.ones(a.shape[0], a.dtype)))
         return jnp.linalg.solve((1 + self.eps) * identity + a, identity - a)
 

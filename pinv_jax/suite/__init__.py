@@ -14,14 +14,19 @@ from ._base import make_dataset as make_dataset
 from ._base import mean_estimate as mean_estimate
 from ._base import observed_row as observed_row
 from ._base import ridge_estimate as ridge_estimate
+from ._digits_spnn import DIGITS_SPNN as DIGITS_SPNN
 from ._folder import Options as Options
 from ._heat1d import HEAT1D as HEAT1D
 from ._heat1d_workshop import HEAT1D_WORKSHOP as HEAT1D_WORKSHOP
+from ._imitate import IMITATE as IMITATE
+from ._lens import LENS as LENS
 from ._report import format_table as format_table
 from ._run import run as run
 from ._study import Bench as Bench
 from ._study import Findings as Findings
 from ._study import Study as Study
 
-PROBLEMS: Mapping[str, InverseProblem | Study] = {problem.name: problem for problem in (HEAT1D, HEAT1D_WORKSHOP)}
+PROBLEMS: Mapping[str, InverseProblem | Study] = {
+    problem.name: problem for problem in (HEAT1D, HEAT1D_WORKSHOP, DIGITS_SPNN, LENS, IMITATE)
+}
 """Every problem by name."""
