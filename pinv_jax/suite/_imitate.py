@@ -181,7 +181,7 @@ def _against_number(numbers: np.ndarray, errors: np.ndarray) -> Any:
         axes.loglog(numbers, curve, label=name, color=colour, linestyle=dash, marker="o", markersize=3, linewidth=1.2)
     axes.set_xlabel("training pairs", fontsize=8)
     axes.set_ylabel("error / deviation of y", fontsize=8)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(which="both", labelsize=7)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.legend(fontsize=7, frameon=False)
