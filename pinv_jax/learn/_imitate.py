@@ -297,8 +297,8 @@ def imitate(
 ) -> Imitation:
     """Trains a surjection f to stand in for h, so that h can be back-projected in one step.
 
-    Back-projection by f meets `f(x) = data` to rounding and `h(x) = data` to `errors.consistency`. Gauss-Newton steps
-    finish on h itself, usually one or two; `rcond` keeps them from moving x far in directions that h hardly sees::
+    Back-projection by f meets `f(x) = data` to rounding and `h(x) = data` to `errors.consistency`. A few
+    Gauss-Newton steps finish on h itself; `rcond` keeps them from moving x far where h hardly sees it::
 
         stand_in = imitate(h, sampler, key=key)
         x0 = solvers.nlbp(maps.Natural(stand_in.model), x, data)

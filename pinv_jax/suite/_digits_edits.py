@@ -277,7 +277,7 @@ def ablated(bench: Bench, data: Mapping[str, Labelled]) -> dict[str, SurjectiveC
     flatten = Flatten((1, 8, 8), bench.dtype)
     readout = Readout(num, NUM_CLASSES, dtype=bench.dtype, key=readout_key)
     rows = jax.random.orthogonal(fixed_key, num, dtype=bench.dtype)[:NUM_CLASSES]
-    options: dict[str, Any] = {"num_layers": 3, "hidden": 64, "mixing": "cayley"}
+    options: dict[str, Any] = {"num_layers": 1 if bench.quick else 3, "hidden": 64, "mixing": "cayley"}
     psi = invertible_network((num,), **options, dtype=bench.dtype, key=psi_key)
     stages = surjective_stages(cross_entropy, data["train"].x.shape[0], constants=constants(bench))
     task = {"task": stages["task"]}
