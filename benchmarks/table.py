@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,12 @@ def study_table(reports: Sequence[dict[str, Any]], part: str) -> str:
     def cell(values: Sequence[Any]) -> str:
         if any(isinstance(value, float) for value in values):
             numbers = [value for value in values if value is not None]
-            return _range(numbers, 3, "g")
+            text = _range(numbers, 3, "g")
+            return text if min(numbers) >= 0 else text.replace("--", " to -")
+        intervals = [re.fullmatch(r"([\d.]+)-([\d.]+)", str(value)) for value in values]
+        if all(intervals):  # of a success rate: their hull, as in `table`
+            ends = [[float(end) for end in interval.groups()] for interval in intervals if interval]
+            return f"{min(low for low, _ in ends):.1f}-{max(high for _, high in ends):.1f}"
         return "" if values[0] is None else str(values[0])
 
     lines = [[*rows[0][0], "run"], ["---"] * (len(rows[0][0]) + 1)]
