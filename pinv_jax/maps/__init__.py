@@ -32,6 +32,7 @@ from ._base import prepare as prepare
 from ._base import store as store
 from ._base import unprepare as unprepare
 from ._base import unstore as unstore
+from ._bijection import AbstractBijection as AbstractBijection
 from ._chain import Chain as Chain
 from ._chain import SurjectiveChain as SurjectiveChain
 from ._convnets import AdaptiveDesign as AdaptiveDesign
@@ -41,7 +42,6 @@ from ._convnets import torch_names as torch_names
 from ._coupling import SurjectiveCoupling as SurjectiveCoupling
 from ._coupling import sections as sections
 from ._expand import Expand as Expand
-from ._invertible import AbstractBijection as AbstractBijection
 from ._invertible import AdditiveCoupling as AdditiveCoupling
 from ._invertible import AffineCoupling as AffineCoupling
 from ._invertible import Centred as Centred

@@ -1,7 +1,6 @@
 """Invertible networks: couplings `y_a = x_a * exp(s(x_b)) + t(x_b)`, `y_b = x_b`, and the log-determinants of flows."""
 
 import abc
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,55 +12,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, Scalar
 
 from ._base import AbstractSurjection, Stored, store
+from ._bijection import AbstractBijection, dense_log_det
 from ._chain import SurjectiveChain
 from ._convnets import ConvNet
 from ._orthogonal import AbstractOrthogonal, Cayley, Householder, MatrixExponential
-from ._pointwise import AbstractPointwise
 from ._reshape import AbstractReshape
 
 Net = Callable[..., Any]
-
-
-class AbstractBijection(AbstractSurjection[tuple[()]]):
-    """A map that keeps the shape of `x` and loses nothing, so `z` is the empty tuple.
-
-    Implementing a bijection:
-
-    - `apply(x)` and its exact inverse `invert(y)`;
-    - the fields `shape` and `dtype` of `x`, both static;
-    - `log_det` is overridden where it costs less than a dense Jacobian.
-    """
-
-    shape: eqx.AbstractVar[tuple[int, ...]]
-    dtype: eqx.AbstractVar[np.dtype]
-
-    @abc.abstractmethod
-    def apply(self, x: Float[Array, "*x"]) -> Float[Array, "*x"]:
-        """The map."""
-
-    @abc.abstractmethod
-    def invert(self, y: Float[Array, "*x"]) -> Float[Array, "*x"]:
-        """The inverse of `apply`."""
-
-    def log_det(self, x: Float[Array, "*x"]) -> Scalar:
-        """`log |det J(x)|`, from the dense Jacobian: `O(n^3)` time and `O(n^2)` memory."""
-        return _dense_log_det(self.apply, x)
-
-    def split(self, x: Float[Array, "*x"]) -> tuple[Float[Array, "*x"], tuple[()]]:
-        """`(apply(x), ())`."""
-        return self.apply(x), ()
-
-    def merge(self, y: Float[Array, "*x"], z: tuple[()]) -> Float[Array, "*x"]:
-        """`invert(y)`."""
-        return self.invert(y)
-
-    def section(self, y: Float[Array, "*x"]) -> tuple[()]:
-        """The empty tuple."""
-        return ()
-
-    def in_structure(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of `x`."""
-        return jax.ShapeDtypeStruct(self.shape, self.dtype)
 
 
 class _Coupling(AbstractBijection):
@@ -284,16 +241,13 @@ def log_det(f: AbstractSurjection[Any], x: Float[Array, "*x"]) -> Scalar:
         return f.log_det(x)
     if isinstance(f, AbstractOrthogonal | AbstractReshape):
         return jnp.zeros((), x.dtype)
-    if isinstance(f, AbstractPointwise):
-        slope = jax.jvp(f.apply, (x,), (jnp.ones_like(x),))[1]
-        return jnp.sum(jnp.log(jnp.abs(slope)))
     out = f.out_structure()
     if out.size != x.size:
         raise ValueError(
             f"log_det expected maps that keep the dimension, got {type(f).__name__} from shape {x.shape} to shape "
             f"{out.shape}, whose Jacobian has no determinant. Take the log_det of the invertible layers before it."
         )
-    return _dense_log_det(f, x)
+    return dense_log_det(f, x)
 
 
 def invertible_network(
@@ -370,10 +324,3 @@ def _parts(shape: tuple[int, ...], *, swap: bool) -> tuple[int, tuple[int, ...]]
     first = shape[0] // 2
     changed, seen = (shape[0] - first, first) if swap else (first, shape[0] - first)
     return changed, (seen, *shape[1:])
-
-
-def _dense_log_det(f: Net, x: Float[Array, "*x"]) -> Scalar:
-    n = math.prod(x.shape)
-    with jax.default_matmul_precision("highest"):
-        jac = jax.jacfwd(lambda flat: jnp.ravel(f(flat.reshape(x.shape))))(jnp.ravel(x))
-        return jnp.linalg.slogdet(jac.reshape(n, n))[1]

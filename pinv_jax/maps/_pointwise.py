@@ -1,6 +1,5 @@
 """Invertible elementwise maps: `y_i = t(x_i)` with `t` increasing, bijections of the whole real line."""
 
-import abc
 from collections.abc import Callable
 
 import equinox as eqx
@@ -8,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Scalar
 
-from ._base import AbstractSurjection
+from ._bijection import AbstractBijection
 
 
-class AbstractPointwise(AbstractSurjection[tuple[()]]):
-    """An increasing scalar function applied to every element; nothing is lost, so `z` is the empty tuple.
+class AbstractPointwise(AbstractBijection):
+    """An increasing scalar function applied to every element.
 
     Implementing a pointwise map:
 
@@ -22,32 +21,10 @@ class AbstractPointwise(AbstractSurjection[tuple[()]]):
     - the fields `shape` and `dtype` of `x`, both static.
     """
 
-    shape: eqx.AbstractVar[tuple[int, ...]]
-    dtype: eqx.AbstractVar[np.dtype]
-
-    @abc.abstractmethod
-    def apply(self, x: Float[Array, "*x"]) -> Float[Array, "*x"]:
-        """`t(x)`, elementwise."""
-
-    @abc.abstractmethod
-    def invert(self, y: Float[Array, "*x"]) -> Float[Array, "*x"]:
-        """The inverse of `apply`, elementwise."""
-
-    def split(self, x: Float[Array, "*x"]) -> tuple[Float[Array, "*x"], tuple[()]]:
-        """`(t(x), ())`."""
-        return self.apply(x), ()
-
-    def merge(self, y: Float[Array, "*x"], z: tuple[()]) -> Float[Array, "*x"]:
-        """The inverse of `t`, applied to `y`."""
-        return self.invert(y)
-
-    def section(self, y: Float[Array, "*x"]) -> tuple[()]:
-        """The empty tuple."""
-        return ()
-
-    def in_structure(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of `x`."""
-        return jax.ShapeDtypeStruct(self.shape, self.dtype)
+    def log_det(self, x: Float[Array, "*x"]) -> Scalar:
+        """The sum of the logarithms of the slopes."""
+        slope = jax.jvp(self.apply, (x,), (jnp.ones_like(x),))[1]
+        return jnp.sum(jnp.log(jnp.abs(slope)))
 
 
 class LeakyReLU(AbstractPointwise):

@@ -11,8 +11,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from ._bijection import AbstractBijection
 from ._convnets import ConvLayer
-from ._invertible import AbstractBijection
 from ._networks import ACTIVATIONS
 
 CONTRACTIVE = ("identity", "leaky_relu", "relu", "sigmoid", "softplus", "tanh")
