@@ -1,4 +1,7 @@
+from pathlib import Path
+
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_enable_x64", True)
@@ -7,3 +10,13 @@ jax.config.update("jax_numpy_dtype_promotion", "standard")
 
 hook = install_import_hook("pinv_jax", "beartype.beartype")
 hook.__enter__()  # for the whole session: annotated shapes are checked in every test
+
+MAPS = Path("/proc/self/maps")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _release_compiled_functions():
+    """Each compiled function maps some memory, and Linux allows a process 65530 maps: beyond, the compiler crashes."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
