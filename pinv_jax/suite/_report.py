@@ -1,6 +1,6 @@
 """The printed table and the figures of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,26 @@ def _flat(values: dict[str, Any], prefix: str = "") -> str:
     return ", ".join(parts)
 
 
-def draw(out: Path, dataset: Dataset, results: Sequence[tuple[Row, Any]], report: dict[str, Any]) -> list[str]:
-    """Writes the figures; returns their names, none where matplotlib is not installed."""
+def write_figures(out: Path, make: Callable[[], Mapping[str, Any]]) -> list[str]:
+    """Writes the figures that `make` returns; returns their names, none where matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         return []
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = make()
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+    return sorted(f"figures/{name}.png" for name in figures)
+
+
+def draw(out: Path, dataset: Dataset, results: Sequence[tuple[Row, Any]], report: dict[str, Any]) -> list[str]:
+    """Writes the figures of a problem; see `write_figures`."""
+    return write_figures(out, lambda: _figures(dataset, results, report))
+
+
+def _figures(dataset: Dataset, results: Sequence[tuple[Row, Any]], report: dict[str, Any]) -> dict[str, Any]:
     same = [(row, outcome) for row, outcome in results if row.data is dataset.test.y]
     same = [(row, outcome) for row, outcome in same if row.noise_std is None]  # one stopping rule in one figure
     solved = [(row, outcome) for row, outcome in same if isinstance(row.method, AbstractSolver)]
@@ -136,8 +150,4 @@ def draw(out: Path, dataset: Dataset, results: Sequence[tuple[Row, Any]], report
             for row, outcome in solved
         }
         figures["residuals"] = plots.residual_against_step(histories, tolerance=report["tolerance"])
-    folder = out / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=150)
-    return sorted(f"figures/{name}.png" for name in figures)
+    return figures

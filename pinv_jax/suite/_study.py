@@ -16,6 +16,7 @@ from .. import _store
 from .._progress import Meter, fit_progress
 from ..io import save_model
 from ._folder import FORMAT, Options, check_dtype, claim, environment
+from ._report import write_figures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ def run_study(
         "seconds": seconds,
         "tables": {name: part.rows for name, part in found.items()},
         "measures": {name: part.measures for name, part in found.items()},
-        "figures": _draw(study, found, out),
+        "figures": write_figures(out, lambda: study.figures(found)),
     }
     _store.write_json(out / "report.json", report)
     return report
@@ -140,18 +141,3 @@ def _part(study: Study, name: str, options: Options, out: Path, stream: Any) -> 
     meta = {"rows": findings.rows, "measures": findings.measures, "seconds": seconds}
     _store.save(path, arrays, kind="part", meta=meta)
     return Findings(findings.rows, findings.measures, arrays), seconds
-
-
-def _draw(study: Study, found: Mapping[str, Findings], out: Path) -> list[str]:
-    """Writes the figures; returns their names, none where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return []
-    folder = out / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    names = []
-    for name, figure in study.figures(found).items():
-        figure.savefig(folder / f"{name}.png", dpi=150)
-        names.append(f"figures/{name}.png")
-    return sorted(names)
