@@ -190,6 +190,7 @@ def test_units_and_matrix_are_data_and_no_parameters(stand_in):
         assert all(not np.any(leaf) for leaf in jax.tree.leaves(layer)) == fixed
 
 
+@pytest.mark.slow
 def test_pairs_and_arrays_give_the_default_network(monkeypatch):
     xs, ys = examples(60)
     tiny = functools.partial(learn.ridge_network, num_layers=1, hidden=4)

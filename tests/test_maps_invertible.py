@@ -150,7 +150,7 @@ def measured(dtype, *, centred=True):
     return x, y, jax.jit(jax.vmap(measure, in_axes=(None, 0, 0)))(f, x, y)
 
 
-@DTYPES
+@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.float64], ids=str)
 def test_networks_are_bijections(dtype):
     x, _, got = measured(dtype)
     assert relative(x @ np.linalg.lstsq(x, got.there)[0], got.there) > 0.1  # psi is not nearly linear

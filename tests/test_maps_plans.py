@@ -109,7 +109,9 @@ def exactness(f, num):
     return max(np.max(np.linalg.norm(flat(a - b), axis=1) / np.linalg.norm(flat(b), axis=1)) for a, b in pairs)
 
 
-@pytest.mark.parametrize(("mixing", "dtype"), [("cayley", jnp.float64), ("householder", jnp.float32)])
+@pytest.mark.parametrize(
+    ("mixing", "dtype"), [("cayley", jnp.float64), pytest.param("householder", jnp.float32, marks=pytest.mark.slow)]
+)
 def test_the_published_plan_for_16_pixels_is_exact(mixing, dtype):
     f = filled(lambda: maps.published_spnn(16, 7, mixing=mixing, dtype=dtype, key=key()))
     assert exactness(maps.prepare(f), 8) <= (1e-12 if dtype == jnp.float64 else 5e-6)
@@ -131,7 +133,7 @@ SMALL = (maps.Unshuffle(2), maps.Block(3, maps.ConvDesign((4,))), maps.Unshuffle
 
 @pytest.mark.parametrize(
     ("mixing", "start"),
-    [("cayley", "random"), ("householder", "random"), ("cayley", "identity")],
+    [("cayley", "random"), pytest.param("householder", "random", marks=pytest.mark.slow), ("cayley", "identity")],
 )
 def test_a_new_network_is_an_orthogonal_projection(mixing, start):
     @jax.jit

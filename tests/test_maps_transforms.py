@@ -28,7 +28,7 @@ def projected(dtype):
     return maps.SurjectiveChain([psi, block, jax.tree.map(lambda a: a.astype(dtype), linear)])
 
 
-MODELS = pytest.mark.parametrize("model", [network, projected])
+MODELS = pytest.mark.parametrize("model", [network, pytest.param(projected, marks=pytest.mark.slow)])
 
 
 def draw(structure, seed, num=None):

@@ -123,7 +123,10 @@ def test_the_trained_model_can_be_loaded(whole):
     assert pair.inverse(dataset.test.y[0]).shape == (SIZE,)
 
 
-@pytest.mark.parametrize("killed_in", ["first", "second", "row 0", "row 3", "report"])
+@pytest.mark.parametrize(
+    "killed_in",
+    ["first", "row 3", *(pytest.param(where, marks=pytest.mark.slow) for where in ["second", "row 0", "report"])],
+)
 def test_a_killed_run_resumes_to_the_same_numbers(whole, tmp_path, monkeypatch, killed_in):
     class Killed(BaseException):
         pass

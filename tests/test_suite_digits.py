@@ -114,6 +114,7 @@ def test_the_cnn_is_as_large_as_asked():
         assert cnn.head.weight.shape[0] == 10
 
 
+@pytest.mark.slow
 def test_the_judge_tells_sections_apart(network):
     x = jax.random.normal(jax.random.key(2), (6, 1, 4, 4))
     drawn = edits.random_sections(network, key=jax.random.key(3))

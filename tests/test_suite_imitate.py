@@ -44,6 +44,7 @@ def test_a_crop_is_part_of_the_photograph_and_its_average():
     np.testing.assert_array_equal(piece[0, 0] - piece[0, 0, 0, 0], images[0, 0, :12, :12])
 
 
+@pytest.mark.slow
 def test_back_projection_of_the_heat_map_is_finished_on_the_map_itself(bench):
     case, _ = made.heat(bench, jax.random.key(1))
     rows, arrays = study.compare(bench, case, jax.random.key(2))

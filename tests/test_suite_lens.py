@@ -150,6 +150,7 @@ def check_boxes(rows):
         assert by["NLBP onto the box"]["PSNR dB"] > by["NLBP onto y"]["PSNR dB"] + 2
 
 
+@pytest.mark.slow
 def test_the_quick_run_of_the_blurs(quick):
     report, out = quick("blur", "quantisation")
     check_consistency(report["tables"]["blur"])
