@@ -1,8 +1,8 @@
-"""Data: random fields, paired data sets made with a forward map, noise, splits, statistics for normalisation."""
+"""Random functions of one variable: `transform(sum_k c_k phi_k)` with independent normal coefficients."""
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,116 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from .maps import Stored, store
-from .pde import sine_basis
-
-
-class PairedData(eqx.Module):
-    """Unknowns and what was observed of them; the leading axis counts examples.
-
-    Args:
-        x: shape `(num, *x)`.
-        y: shape `(num, *y)`.
-    """
-
-    x: Float[Array, "num *x"]
-    y: Float[Array, "num *y"]
-
-    @property
-    def num_examples(self) -> int:
-        """Number of pairs."""
-        return self.x.shape[0]
-
-    def take(self, indices: Int[Array, " k"]) -> "PairedData":
-        """The pairs at `indices`, for example a batch."""
-        return PairedData(self.x[indices], self.y[indices])
-
-
-def generate(
-    sample: Callable[..., Any],
-    forward: Callable[..., Any],
-    num: int,
-    *,
-    key: Key[Array, ""],
-    noise_std: float | Float[Array, "..."] = 0.0,
-) -> PairedData:
-    """Draws `num` unknowns and observes each: `y = forward(x) + noise_std * N(0, 1)`.
-
-    Example `i` depends on the key and `i` alone: more examples from one key start with the same ones.
-
-    Args:
-        sample: takes a key, returns one `x`; for example a `GaussianSeries`.
-        forward: the map `x -> y` on one example.
-        num: number of pairs.
-        key: random key.
-        noise_std: in the units of `y`, a scalar or shaped like one `y`.
-
-    Returns:
-        The pairs.
-
-    Raises:
-        ValueError: `num` is not positive.
-    """
-    if num < 1:
-        raise ValueError(f"generate expected at least one example, got num={num}.")
-
-    return _generate(store(sample), store(forward), num, key, jnp.asarray(noise_std))
-
-
-@functools.partial(jax.jit, static_argnames="num")
-def _generate(sample: Stored, forward: Stored, num: int, key: Array, noise_std: Array) -> PairedData:
-    def one(index):
-        x_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
-        x = sample(x_key)
-        return x, add_noise(forward(x), noise_std, key=noise_key)
-
-    return PairedData(*jax.vmap(one)(jnp.arange(num)))
-
-
-def add_noise(
-    y: Float[Array, "*y"], noise_std: float | Float[Array, "..."], *, key: Key[Array, ""]
-) -> Float[Array, "*y"]:
-    """`y + noise_std * N(0, 1)`, with `noise_std` a scalar or shaped like `y`."""
-    std = jnp.broadcast_to(jnp.asarray(noise_std, y.dtype), y.shape)
-    return y + std * jax.random.normal(key, y.shape, y.dtype)
-
-
-def split(data: PairedData, sizes: Sequence[int]) -> tuple[PairedData, ...]:
-    """Consecutive parts of the given sizes, for example training, validation and test.
-
-    Args:
-        data: the pairs.
-        sizes: how many examples each part gets; what is left over is dropped.
-
-    Raises:
-        ValueError: a size is not positive, or there are not enough examples.
-    """
-    if min(sizes, default=0) < 1 or sum(sizes) > data.num_examples:
-        raise ValueError(
-            f"split expected positive sizes with a sum of at most {data.num_examples}, the number of examples, got "
-            f"{tuple(sizes)}."
-        )
-    ends = np.cumsum(sizes)
-    return tuple(PairedData(data.x[e - s : e], data.y[e - s : e]) for s, e in zip(sizes, ends, strict=True))
-
-
-def statistics(values: Float[Array, "num *y"]) -> tuple[Float[Array, "*y"], Float[Array, "*y"]]:
-    """Mean and standard deviation over the leading axis, for `maps.Normalised`.
-
-    The standard deviation is the unbiased one, as in the papers; coordinates that do not vary get one, so that
-    dividing by it is harmless.
-
-    Raises:
-        ValueError: fewer than two examples.
-    """
-    if values.shape[0] < 2:
-        raise ValueError(f"statistics expected at least two examples on the leading axis, got shape {values.shape}.")
-    mean, std = jnp.mean(values, axis=0), jnp.std(values, axis=0, ddof=1)
-    # A constant coordinate may come out as rounding instead of zero.
-    constant = std <= 4 * jnp.finfo(values.dtype).eps * jnp.abs(mean)
-    return mean, jnp.where(constant, 1.0, std)
+from ..maps import Stored, store
+from ..pde import sine_basis
 
 
 class GaussianSeries(eqx.Module):
