@@ -329,14 +329,18 @@ VARIANTS = {
     "parallel on a trunk",
     "varying blur, coarser",
     "fish-eye",
+    "gauss-newton, cg",
+    "levenberg-marquardt, svd",
+    "levenberg-marquardt, fixed",
+    "d-ipg, jvp",
 }
 """Entries that vary another one: their contracts run with the slow tests."""
 
 
-def names(cases):
+def names(cases, argument="name"):
     """Runs a test for every entry, by name."""
     each = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in cases]
-    return pytest.mark.parametrize("name", each)
+    return pytest.mark.parametrize(argument, each)
 
 
 DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import PROBLEMS, SOLVERS, SURJECTIONS, matrix
+from cases import PROBLEMS, SOLVERS, SURJECTIONS, VARIANTS, matrix, names
 
 import pinv_jax as pj
 from pinv_jax import maps, solvers
 
-each_solver = pytest.mark.parametrize("solver_name", SOLVERS)
+each_solver = names(SOLVERS, "solver_name")
 NUM, MAX_STEPS = 3, 5
 
 
@@ -84,7 +84,7 @@ def lower(fn, *args):
 
 @pytest.mark.parametrize(
     ("solver_name", "batch"),
-    [(name, False) for name in SOLVERS]
+    [pytest.param(name, False, marks=pytest.mark.slow if name in VARIANTS else []) for name in SOLVERS]
     # A batch is `vmap` of the same program: every solver in the slow run, one by default.
     + [pytest.param(name, True, marks=[] if name == "safeguarded" else pytest.mark.slow) for name in SOLVERS],
 )

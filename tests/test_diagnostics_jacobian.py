@@ -113,7 +113,7 @@ def exact_probes(metric, d, m):
     return probes, noise
 
 
-@pytest.mark.parametrize("rank", [1, 3, 8])
+@pytest.mark.parametrize("rank", [3, *(pytest.param(rank, marks=pytest.mark.slow) for rank in (1, 8))])
 def test_data_target_is_minimised_by_tikhonov_and_its_minimum_is_the_floor(rank):
     jac, metric = metric_and_map(rank)
     x = jnp.zeros(6)

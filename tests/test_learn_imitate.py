@@ -166,7 +166,7 @@ def test_directions_that_are_ignored_get_small_gains():
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((1, 4, 4), jnp.float32), ((2, 4, 4), jnp.float64), ((1, 3, 5), jnp.float64)],
+    [((1, 4, 4), jnp.float32), pytest.param((2, 4, 4), jnp.float64, marks=pytest.mark.slow), ((1, 3, 5), jnp.float64)],
     ids=["unshuffled", "channels", "flattened"],
 )
 def test_images_keep_their_shape(shape, dtype):

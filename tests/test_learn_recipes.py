@@ -68,7 +68,9 @@ def test_optimiser_is_adam_with_coupled_decay_clipping_and_an_epoch_cosine():
     assert learn.published_optimiser(1e-2) is learn.published_optimiser(1e-2)
 
 
-@pytest.mark.parametrize(("selection", "from_data"), [("guarded", False), ("published", True)])
+@pytest.mark.parametrize(
+    ("selection", "from_data"), [("guarded", False), pytest.param("published", True, marks=pytest.mark.slow)]
+)
 def test_three_stages_train_surrogate_and_inverse(selection, from_data):
     constants = dataclasses.replace(SMALL, from_data=from_data, perceptron=not from_data)
     train, validation = dataset(256, 2), dataset(64, 3)

@@ -14,6 +14,9 @@ from jax.flatten_util import ravel_pytree
 from pinv_jax import maps
 
 DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
+slow_in_float32 = pytest.mark.parametrize(
+    "dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.float64], ids=["float32", "float64"]
+)
 
 
 def normal(shape, seed=0, dtype=jnp.float64):
@@ -150,14 +153,14 @@ def measured(dtype, *, centred=True):
     return x, y, jax.jit(jax.vmap(measure, in_axes=(None, 0, 0)))(f, x, y)
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.float64], ids=str)
+@slow_in_float32
 def test_networks_are_bijections(dtype):
     x, _, got = measured(dtype)
     assert relative(x @ np.linalg.lstsq(x, got.there)[0], got.there) > 0.1  # psi is not nearly linear
     assert relative(got.again, x) <= (1e-12 if dtype == jnp.float64 else 5e-6)
 
 
-@DTYPES
+@slow_in_float32
 def test_linear_surjections_of_networks_have_exact_right_inverses(dtype):
     _, y, got = measured(dtype)
     assert relative(got.met, y) <= (1e-11 if dtype == jnp.float64 else 5e-6)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import PROBLEMS, SOLVERS
+from cases import PROBLEMS, SOLVERS, names
 
 import pinv_jax as pj
 
@@ -21,7 +21,7 @@ ONLY_DECREASE = {
     ("d-ipg, paper", "rosenbrock"),
     ("levenberg-marquardt, fixed", "curve fit"),
 }
-each_solver = pytest.mark.parametrize("solver_name", SOLVERS)
+each_solver = names(SOLVERS, "solver_name")
 
 
 @functools.cache
@@ -37,10 +37,11 @@ def lanes(case, num, *, seed=0, scale=0.05):
     return jax.vmap(case.forward)(x_true), jnp.broadcast_to(case.x0, (num, *case.x0.shape))
 
 
+@each_solver
 @pytest.mark.parametrize(
-    ("solver_name", "problem_name", "dtype"),
-    [(s, p, jnp.float64) for s in SOLVERS for p in PROBLEMS]
-    + [(s, p, jnp.float32) for s in SOLVERS for p in ("curve fit", "rank deficient")],
+    ("problem_name", "dtype"),
+    [(name, jnp.float64) for name in PROBLEMS]
+    + [("rank deficient", jnp.float32), pytest.param("curve fit", jnp.float32, marks=pytest.mark.slow)],
 )
 def test_reduces_the_objective_and_solves(solver_name, problem_name, dtype):
     case, solver = make(solver_name, problem_name, dtype)
