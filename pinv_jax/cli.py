@@ -11,7 +11,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pinv-jax", description="Inversion of nonlinear maps in JAX.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="build the data of a problem, train, solve, and write a report")
-    run.add_argument("problem", help="its name; see `pinv-jax list`")
+    run.add_argument("problem", help="its name, see `pinv-jax list`; or `all` of them, one after another")
     run.add_argument("--seed", type=int, default=0, help="of data, training and probes (default 0)")
     run.add_argument(
         "--recipe", action="append", metavar="NAME", help="a recipe or part by name; repeatable; all if absent"
@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--solver", action="append", metavar="NAME", help="repeatable; all if absent")
     run.add_argument("--num-test", type=int, metavar="N", help="test observations")
     run.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    run.add_argument("--out", type=Path, metavar="FOLDER", help="default results/PROBLEM")
+    run.add_argument("--out", type=Path, metavar="FOLDER", help="default results/PROBLEM; of `all`, the folder of their folders")
     run.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
     run.add_argument("--quick", action="store_true", help="small and short, to see that everything runs")
     commands.add_parser("list", help="name the problems, their recipes and the solvers")
@@ -62,23 +62,37 @@ def _run(options: argparse.Namespace) -> int:
 
     from . import suite
 
-    _known("problem", [options.problem], list(suite.PROBLEMS))
-    problem = suite.PROBLEMS[options.problem]
+    _known("problem", [options.problem], [*suite.PROBLEMS, "all"])
+    if options.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    if options.problem != "all":
+        out = Path("results") / options.problem if options.out is None else options.out
+        _run_one(options, options.problem, out)
+        return 0
+    for name in ("recipe", "solver", "num_test"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: not all problems have the same; run them by name")
+    for name in suite.PROBLEMS:
+        _run_one(options, name, (Path("results") if options.out is None else options.out) / name)
+        print()
+    return 0
+
+
+def _run_one(options: argparse.Namespace, name: str, out: Path) -> None:
+    from . import suite
+
+    problem = suite.PROBLEMS[name]
     recipes = _known("recipe", options.recipe, list(problem.recipes))
     solvers = _known("solver", options.solver, suite.SOLVER_NAMES)
     if options.num_test is not None and options.num_test < 2:
         raise ValueError(f"--num-test {options.num_test}; expected at least 2")
-    if options.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
     chosen = suite.Options(options.seed, recipes, solvers, options.num_test, options.dtype, options.quick)
-    out = options.out if options.out is not None else Path("results") / problem.name
     report = suite.run(problem, chosen, out, resume=options.resume)
     print(suite.format_table(report))
     arrays = "parts/" if "tables" in report else "solutions.npz"
     print(f"\nwritten to {out}: report.json, {arrays}, models/{', figures/' if report['figures'] else ''}")
     if not report["figures"]:
         print('no figures: matplotlib is not installed; `pip install "pinv_jax[plot]"`')
-    return 0
 
 
 if __name__ == "__main__":

@@ -258,6 +258,29 @@ def success_against_tolerance(residuals: Mapping[str, ArrayLike], tolerance: flo
     return figure
 
 
+def labelled_points(
+    panels: Mapping[str, Mapping[str, tuple[float, float]]], *, xlabel: str = "{}", ylabel: str = ""
+) -> Any:
+    """Points with a name, in panels side by side that share the vertical axis; a name has one colour in all of them.
+
+    Args:
+        panels: by title, `(x, y)` by name.
+        xlabel: of every panel; `{}` becomes its title.
+        ylabel: of all.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+    """
+    figure, axes = _figure(3.2, ncols=len(panels), sharey=True, squeeze=False)
+    for panel, (title, points) in zip(axes[0], panels.items(), strict=True):
+        for index, (name, (x, y)) in enumerate(points.items()):
+            marker = "osD^vPX"[index // len(_COLOURS) % 7]
+            panel.plot(x, y, marker, color=_COLOURS[index % len(_COLOURS)], markersize=5, label=name)
+        _finish(panel, xlabel.format(title), ylabel if panel is axes[0][0] else "")
+    _legend(figure, axes[0][0])
+    return figure
+
+
 def jacobian_spectrum(singular_values: ArrayLike, noise_level: float, *, unit: str = "units of y per unit of x") -> Any:
     """Singular values of the Jacobian, with the noise level below which a direction cannot be recovered.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from pinv_jax import Problem, maps, pde, solvers
 
@@ -39,6 +40,11 @@ def _random_mlp(dtype):
 def _linear_skip(dtype):
     net = maps.LinearSkipMLP((5, 7, 4), activation="silu", dtype=dtype, key=key(1))
     return eqx.tree_at(lambda n: n.network.layers[-1].weight, net, matrix(4, 7, dtype, seed=3))
+
+
+def _flax_module(dtype):
+    net = nn.Sequential([nn.Dense(6, param_dtype=dtype), jnp.tanh, nn.Dense(4, param_dtype=dtype)])
+    return maps.from_flax(net, jax.ShapeDtypeStruct((5,), dtype), key=key())
 
 
 def _vector(size, dtype, low=-1.0, high=1.0):
@@ -282,6 +288,16 @@ MAPS = (
             (5, 5), output_activation="leaky_relu", dtype=dtype, key=key(2)
         ),
         "linear skip mlp": _linear_skip,
+        "residual cnn": lambda dtype: maps.ResidualCNN(
+            (4, 3), width=3, num_blocks=1, padding="circular", activation="silu", dtype=dtype, key=key()
+        ),
+        "residual cnn, channels": lambda dtype: maps.ResidualCNN(
+            (5,), channels=(2, 3), width=3, num_blocks=1, activation="tanh", dtype=dtype, key=key()
+        ),
+        "u-net": lambda dtype: maps.UNet(
+            (4, 2), (2, 1), widths=(2, 3), num_convs=1, activation="tanh", dtype=dtype, key=key()
+        ),
+        "flax module": _flax_module,
         "chain of a network, a function and a sensor": lambda dtype: maps.Chain(
             [_random_mlp(dtype), jnp.sinh, maps.CubicSine((4,), dtype=dtype)]
         ),
@@ -310,6 +326,22 @@ PDE_MAPS = {
     "heat, euler with end points": lambda dtype: pde.EulerHeat1D(16, 30, dtype=dtype),
     "heat, spectral": lambda dtype: pde.SpectralHeat1D(16, dtype=dtype),
     "heat, observed": lambda dtype: pde.observed_heat_1d(16, dtype=dtype),
+    "heat on a square": lambda dtype: pde.Heat2D(5, dtype=dtype),
+    "heat in a cube": lambda dtype: pde.Heat3D(4, dtype=dtype),
+    "heat on a square, observed": lambda dtype: pde.observed_heat_2d(5, dtype=dtype),
+    "heat in a cube, observed": lambda dtype: pde.observed_heat_3d(3, dtype=dtype),
+    "advection-diffusion": lambda dtype: pde.AdvectionDiffusion2D(6, peclet=10.0, dtype=dtype),
+    "advection-diffusion, uniform wind": lambda dtype: pde.AdvectionDiffusion2D(
+        5, peclet=5.0, final_time=0.1, velocity=(1.0, -0.5), solver=diffrax.Bosh3(), dtype=dtype
+    ),
+    "allen-cahn": lambda dtype: pde.AllenCahn2D(8, 0.5, 4, epsilon=0.1, dtype=dtype),
+    "allen-cahn, odd grid": lambda dtype: pde.AllenCahn2D(7, 0.5, 4, epsilon=0.1, dtype=dtype),
+    "allen-cahn, observed": lambda dtype: pde.observed_allen_cahn_2d(13, dtype=dtype),
+    "navier-stokes": lambda dtype: pde.NavierStokes2D(8, 5e-3, dtype=dtype),
+    "navier-stokes, odd grid, no viscosity": lambda dtype: pde.NavierStokes2D(7, 0.0, dtype=dtype),
+    "oscillator": lambda dtype: pde.DampedOscillator(6, final_time=0.5, dtype=dtype),
+    "darcy": lambda dtype: pde.Darcy2D(6, 4, dtype=dtype),
+    "darcy, transient": lambda dtype: pde.TransientDarcy2D(6, 4, 0.05, 3, dtype=dtype),
 }
 
 

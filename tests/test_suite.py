@@ -134,7 +134,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(whole, tmp_path, monkeypatch, 
     solved = []
     with monkeypatch.context() as patch:
         if killed_in.startswith("row"):
-            original = runner._solve_row
+            original = runner.solve_row
 
             def solve_row(row):
                 if len(solved) == int(killed_in[-1]):
@@ -142,7 +142,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(whole, tmp_path, monkeypatch, 
                 solved.append(row.name)
                 return original(row)
 
-            patch.setattr(runner, "_solve_row", solve_row)
+            patch.setattr(runner, "solve_row", solve_row)
         elif killed_in == "report":
             patch.setattr(runner, "draw", lambda *args: (_ for _ in ()).throw(Killed))
         else:
@@ -157,8 +157,8 @@ def test_a_killed_run_resumes_to_the_same_numbers(whole, tmp_path, monkeypatch, 
 
     assert not (tmp_path / "r" / "report.json").exists()
     again = []
-    original_row = runner._solve_row
-    monkeypatch.setattr(runner, "_solve_row", lambda row: again.append(row.name) or original_row(row))
+    original_row = runner.solve_row
+    monkeypatch.setattr(runner, "solve_row", lambda row: again.append(row.name) or original_row(row))
     report = run(tmp_path / "r", resume=True)
     assert set(solved).isdisjoint(again), "a finished row was solved twice"
     assert numbers(report) == numbers(whole[1])

@@ -21,6 +21,9 @@
 - `AdditiveCoupling`, `AffineCoupling`, `ResidualBlock`: trainable bijections; `invertible_network` builds a network,
   `Centred` subtracts its value at zero, `log_det` is its log-determinant.
 - `Linear`, `MLP`, `LinearSkipMLP`: trainable networks; `kaiming_uniform`, `ACTIVATIONS`: their parts.
+- `ResidualCNN`: a residual convolutional network of fields in one, two or three dimensions.
+- `UNet`: down to coarser grids and up again, with skips.
+- `from_flax`: a network written in flax, linen or nnx, as a map; `FlaxMap`: what it returns.
 - `Normalised`, `Ravelled`: z-scored inputs and outputs; pytrees seen as flat arrays.
 - `Stored`, `store`, `unstore`: a callable kept as a valid pytree.
 """
@@ -42,6 +45,8 @@ from ._convnets import torch_names as torch_names
 from ._coupling import SurjectiveCoupling as SurjectiveCoupling
 from ._coupling import sections as sections
 from ._expand import Expand as Expand
+from ._flax import FlaxMap as FlaxMap
+from ._flax import from_flax as from_flax
 from ._invertible import AdditiveCoupling as AdditiveCoupling
 from ._invertible import AffineCoupling as AffineCoupling
 from ._invertible import Centred as Centred
@@ -87,8 +92,10 @@ from ._reshape import AbstractReshape as AbstractReshape
 from ._reshape import Flatten as Flatten
 from ._reshape import PixelUnshuffle as PixelUnshuffle
 from ._residual import ResidualBlock as ResidualBlock
+from ._residual_cnn import ResidualCNN as ResidualCNN
 from ._stack import AbstractHeads as AbstractHeads
 from ._stack import Parallel as Parallel
 from ._stack import Stack as Stack
+from ._unet import UNet as UNet
 from ._wrappers import Normalised as Normalised
 from ._wrappers import Ravelled as Ravelled

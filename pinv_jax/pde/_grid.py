@@ -1,5 +1,6 @@
-"""Grids and differences on the unit interval with zero values at both ends."""
+"""Grids and differences on the unit interval, square or cube with zero values at the ends."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -31,7 +32,17 @@ def sines_on_host(num_points: int, num_modes: int) -> np.ndarray:
     return np.sqrt(2.0 / (num_points + 1)) * np.sin(angle)
 
 
-def second_difference(u: Float[Array, " n"]) -> Float[Array, " n"]:
-    """`u_{j+1} - 2 u_j + u_{j-1}` with zeros beyond both ends."""
-    padded = jnp.pad(u, 1)
-    return padded[2:] - 2 * u + padded[:-2]
+def second_difference(u: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """`u_{j+1} - 2 u_j + u_{j-1}` with zeros beyond both ends, summed over the axes of `u`."""
+    padded = jnp.pad(u, 1)  # once: a pad for each axis costs twice as much
+    first, *others = [neighbour(padded, axis, side) for axis in range(u.ndim) for side in (1, -1)]
+    total = first - 2 * u.ndim * u
+    for other in others:
+        total = total + other
+    return total
+
+
+def neighbour(padded: Float[Array, "*m"], axis: int, side: int) -> Float[Array, "*n"]:
+    """`u_{j+side}` along `axis` for every `j`, from `u` with one more layer all around."""
+    start = [1 + side * (other == axis) for other in range(padded.ndim)]
+    return jax.lax.slice(padded, start, [first + size - 2 for first, size in zip(start, padded.shape, strict=True)])

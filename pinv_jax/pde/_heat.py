@@ -1,6 +1,4 @@
-"""The heat equation `u_t = diffusivity * u_xx` on (0, 1), zero at both ends: from the initial to the final state."""
-
-import math
+"""The heat equation `u_t = diffusivity * Laplacian(u)`, zero on the boundary: from the initial to the final state."""
 
 import diffrax
 import equinox as eqx
@@ -13,10 +11,68 @@ from jaxtyping import Array, Float
 
 from ..maps import AbstractMap, Chain, CubicSine, LinearMap
 from ._grid import second_difference, sines_on_host
-from ._timestep import integrate, real_stability_limit
+from ._timestep import integrate, stable_num_steps
 
 
-class Heat1D(AbstractMap):
+class AbstractHeat(AbstractMap):
+    """Second-order finite differences on the interior grid of the unit cube, a diffrax solver with equal steps in time.
+
+    Implementing a heat equation: the class variable `num_dimensions`, and the defaults of `__init__`.
+    """
+
+    num_dimensions: eqx.AbstractClassVar[int]
+
+    diffusivity: Float[Array, ""]
+    num_points: int = eqx.field(static=True)
+    final_time: float = eqx.field(static=True)
+    num_steps: int = eqx.field(static=True)
+    solver: diffrax.AbstractSolver = eqx.field(static=True)
+
+    def __init__(
+        self,
+        num_points: int,
+        diffusivity: float,
+        final_time: float,
+        num_steps: int | None = None,
+        *,
+        solver: diffrax.AbstractSolver | None = None,
+        dtype: DTypeLike | None = None,
+    ):
+        if diffusivity <= 0 or final_time <= 0:
+            raise ValueError(
+                f"{type(self).__name__} expected diffusivity > 0 and final_time > 0, got {diffusivity:g} and "
+                f"{final_time:g}: heat cannot be followed backwards, invert the map instead."
+            )
+        solver = diffrax.Heun() if solver is None else solver
+        self.num_steps = stable_num_steps(
+            f"{type(self).__name__} on {num_points} points along an axis with diffusivity {diffusivity:g}",
+            solver,
+            4 * self.num_dimensions * diffusivity * (num_points + 1) ** 2,  # bounds the decay rates of the grid's modes
+            final_time,
+            num_steps,
+        )
+        self.diffusivity = jnp.asarray(diffusivity, jnp.result_type(float if dtype is None else dtype))
+        self.num_points, self.final_time = num_points, final_time
+        self.solver = solver
+
+    def __call__(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """The state at `final_time` for the initial state `x`."""
+        rate = self.diffusivity.astype(x.dtype) * (self.num_points + 1) ** 2
+        return integrate(
+            lambda t, u, rate: rate * second_difference(u),
+            x,
+            solver=self.solver,
+            final_time=self.final_time,
+            num_steps=self.num_steps,
+            args=rate,
+        )
+
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of `x`."""
+        return jax.ShapeDtypeStruct((self.num_points,) * self.num_dimensions, self.diffusivity.dtype)
+
+
+class Heat1D(AbstractHeat):
     """Second-order finite differences in space, a diffrax solver with equal steps in time.
 
     `u_j' = diffusivity * (u_{j+1} - 2 u_j + u_{j-1}) / h^2` on the interior points `s_j = j h`, `h = 1 / (n + 1)`. The
@@ -37,11 +93,7 @@ class Heat1D(AbstractMap):
         ValueError: the steps of an explicit solver are too long to be stable; the message names the longest.
     """
 
-    diffusivity: Float[Array, ""]
-    num_points: int = eqx.field(static=True)
-    final_time: float = eqx.field(static=True)
-    num_steps: int = eqx.field(static=True)
-    solver: diffrax.AbstractSolver = eqx.field(static=True)
+    num_dimensions = 1
 
     def __init__(
         self,
@@ -53,40 +105,7 @@ class Heat1D(AbstractMap):
         solver: diffrax.AbstractSolver | None = None,
         dtype: DTypeLike | None = None,
     ):
-        solver = diffrax.Heun() if solver is None else solver
-        limit = real_stability_limit(solver)
-        if limit is None:
-            num_steps = 100 if num_steps is None else num_steps
-        else:
-            fastest = 4 * diffusivity * (num_points + 1) ** 2  # bounds the decay rates of the grid's modes
-            if num_steps is None:
-                num_steps = math.ceil(fastest * final_time / (0.9 * limit))
-            if fastest * final_time > limit * num_steps:
-                raise ValueError(
-                    f"Heat1D with {type(solver).__name__} got steps of {final_time / num_steps:.3g}, which blow up: on "
-                    f"{num_points} points with diffusivity {diffusivity:g} the largest stable step is "
-                    f"{limit / fastest:.3g}. Use num_steps >= {math.ceil(fastest * final_time / limit)}, or leave "
-                    "num_steps out."
-                )
-        self.diffusivity = jnp.asarray(diffusivity, jnp.result_type(float if dtype is None else dtype))
-        self.num_points, self.final_time, self.num_steps = num_points, final_time, num_steps
-        self.solver = solver
-
-    def __call__(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
-        """The state at `final_time` for the initial state `x`."""
-        rate = self.diffusivity.astype(x.dtype) * (self.num_points + 1) ** 2
-        return integrate(
-            lambda t, u, rate: rate * second_difference(u),
-            x,
-            solver=self.solver,
-            final_time=self.final_time,
-            num_steps=self.num_steps,
-            args=rate,
-        )
-
-    def in_structure(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of `x`."""
-        return jax.ShapeDtypeStruct((self.num_points,), self.diffusivity.dtype)
+        super().__init__(num_points, diffusivity, final_time, num_steps, solver=solver, dtype=dtype)
 
 
 class EulerHeat1D(AbstractMap):
@@ -145,7 +164,35 @@ class EulerHeat1D(AbstractMap):
         return jax.ShapeDtypeStruct((self.num_points,), self.dtype)
 
 
-class SpectralHeat1D(AbstractMap):
+class AbstractSpectralHeat(AbstractMap):
+    """The exact solution in the sine basis: along every axis, mode `k` decays by its own factor.
+
+    Implementing a propagator: the class variable `num_dimensions`, and the defaults of `__init__`.
+    """
+
+    num_dimensions: eqx.AbstractClassVar[int]
+
+    propagator: Float[Array, "n n"]
+
+    def __init__(self, num_points: int, diffusivity: float, final_time: float, *, dtype: DTypeLike | None = None):
+        dtype = jnp.result_type(float if dtype is None else dtype)
+        basis = sines_on_host(num_points, num_points)
+        decay = np.exp(-diffusivity * (np.pi * np.arange(1, num_points + 1)) ** 2 * final_time)
+        self.propagator = jnp.asarray((basis * decay) @ basis.T, dtype)
+
+    def __call__(self, x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """The state at `final_time` for the initial state `x`."""
+        with jax.default_matmul_precision("highest"):
+            for _ in range(self.num_dimensions):  # each turn contracts the last axis and puts the new one in front
+                x = jnp.tensordot(self.propagator, x, (1, x.ndim - 1))
+        return x
+
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of `x`."""
+        return jax.ShapeDtypeStruct(self.propagator.shape[1:] * self.num_dimensions, self.propagator.dtype)
+
+
+class SpectralHeat1D(AbstractSpectralHeat):
     """The exact solution for initial states in the span of the grid's sines: mode `k` decays by its own factor.
 
     `y = S diag(exp(-diffusivity (pi k)^2 final_time)) S^T x` with the orthonormal sines `S` as columns, one matrix
@@ -162,7 +209,7 @@ class SpectralHeat1D(AbstractMap):
         Heat-1D.
     """
 
-    propagator: Float[Array, "n n"]
+    num_dimensions = 1
 
     def __init__(
         self,
@@ -172,19 +219,7 @@ class SpectralHeat1D(AbstractMap):
         *,
         dtype: DTypeLike | None = None,
     ):
-        dtype = jnp.result_type(float if dtype is None else dtype)
-        basis = sines_on_host(num_points, num_points)
-        decay = np.exp(-diffusivity * (np.pi * np.arange(1, num_points + 1)) ** 2 * final_time)
-        self.propagator = jnp.asarray((basis * decay) @ basis.T, dtype)
-
-    def __call__(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
-        """The state at `final_time` for the initial state `x`."""
-        with jax.default_matmul_precision("highest"):
-            return self.propagator @ x
-
-    def in_structure(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of `x`."""
-        return jax.ShapeDtypeStruct(self.propagator.shape[1:], self.propagator.dtype)
+        super().__init__(num_points, diffusivity, final_time, dtype=dtype)
 
 
 def observed_heat_1d(num_points: int = 64, *, mixing: float = 0.1, dtype: DTypeLike | None = None) -> Chain:

@@ -1,6 +1,7 @@
 """Fixed-step time integration `u' = F(t, u)` with diffrax solvers: one `lax.scan`, both derivative modes."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,36 @@ def real_stability_limit(solver: diffrax.AbstractSolver) -> float | None:
     z = np.linspace(0.0, 60.0, 600_001)
     outside = np.abs(np.polyval(coefficients[::-1], -z)) > 1.0 + 1e-9
     return float(z[max(int(np.argmax(outside)) - 1, 0)])
+
+
+def stable_num_steps(
+    where: str, solver: diffrax.AbstractSolver, fastest: float, final_time: float, num_steps: int | None
+) -> int:
+    """`num_steps` if stable; by default the fewest within 90 % of the stability limit, 100 for implicit solvers.
+
+    Args:
+        where: which map on which grid, for the message.
+        solver: a diffrax solver.
+        fastest: a bound on the decay rates of the grid's modes, that of diffusion.
+        final_time: how long to integrate.
+        num_steps: what the user asked for.
+
+    Raises:
+        ValueError: the steps of an explicit solver are too long to be stable; the message names the longest.
+    """
+    limit = real_stability_limit(solver)
+    if limit is None:
+        return 100 if num_steps is None else num_steps
+    if num_steps is None:
+        return math.ceil(fastest * final_time / (0.9 * limit))
+    if fastest * final_time > limit * num_steps:
+        step = f"{final_time / num_steps:.3g}" if num_steps > 0 else "infinite length"
+        raise ValueError(
+            f"{where} and {type(solver).__name__} got steps of {step}, which break the diffusive bound and blow up: "
+            f"the largest stable step is {limit / fastest:.3g}. Use "
+            f"num_steps >= {math.ceil(fastest * final_time / limit)}, or leave num_steps out."
+        )
+    return num_steps
 
 
 def _tableau(solver: diffrax.AbstractSolver) -> _Tableau | None:

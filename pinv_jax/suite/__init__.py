@@ -5,6 +5,7 @@ Adding one: a file with an `InverseProblem`, or with a `Study` that has tables o
 
 from collections.abc import Mapping
 
+from ._ablation import ABLATION as ABLATION
 from ._base import SOLVER_NAMES as SOLVER_NAMES
 from ._base import Dataset as Dataset
 from ._base import InverseProblem as InverseProblem
@@ -18,6 +19,8 @@ from ._digits_spnn import DIGITS_SPNN as DIGITS_SPNN
 from ._folder import Options as Options
 from ._heat1d import HEAT1D as HEAT1D
 from ._heat1d_workshop import HEAT1D_WORKSHOP as HEAT1D_WORKSHOP
+from ._heat2d import HEAT2D as HEAT2D
+from ._heat3d import HEAT3D as HEAT3D
 from ._imitate import IMITATE as IMITATE
 from ._lens import LENS as LENS
 from ._report import format_table as format_table
@@ -27,6 +30,6 @@ from ._study import Findings as Findings
 from ._study import Study as Study
 
 PROBLEMS: Mapping[str, InverseProblem | Study] = {
-    problem.name: problem for problem in (HEAT1D, HEAT1D_WORKSHOP, DIGITS_SPNN, LENS, IMITATE)
+    problem.name: problem for problem in (HEAT1D, HEAT1D_WORKSHOP, HEAT2D, HEAT3D, ABLATION, DIGITS_SPNN, LENS, IMITATE)
 }
 """Every problem by name."""

@@ -45,6 +45,7 @@ def make_dataset(
     *,
     key: PRNGKeyArray,
     train_noise: bool = False,
+    one_scale: bool = False,
 ) -> Dataset:
     """Draws training, validation and test sets and z-scores their outputs.
 
@@ -55,11 +56,12 @@ def make_dataset(
         sizes: numbers of training, validation and test pairs.
         key: random key; a part of a set does not depend on how long it, or another set, is.
         train_noise: whether training and validation outputs carry noise as well.
+        one_scale: z-score with one mean and one standard deviation for all coordinates instead of one for each.
     """
     keys = jax.random.split(key, 3)
     clean = [generate(sample, physics, n, key=k) for n, k in zip(sizes, keys, strict=True)]
     noisy = [generate(sample, physics, n, key=k, noise_std=noise_std) for n, k in zip(sizes, keys, strict=True)]
-    return assemble(physics, sample, noise_std, clean, noisy, train_noise=train_noise)
+    return assemble(physics, sample, noise_std, clean, noisy, train_noise=train_noise, one_scale=one_scale)
 
 
 def assemble(
@@ -70,10 +72,13 @@ def assemble(
     noisy: Sequence[PairedData],
     *,
     train_noise: bool = False,
+    one_scale: bool = False,
 ) -> Dataset:
     """A `Dataset` from training, validation and test pairs in physical units, without and with noise."""
     used = [noisy[0], noisy[1], noisy[2]] if train_noise else [clean[0], clean[1], noisy[2]]
     mean, std = statistics(used[0].y)
+    if one_scale:
+        mean, std = (jnp.full_like(mean, value) for value in (jnp.mean(used[0].y), jnp.std(used[0].y)))
     scaled = [PairedData(part.x, (part.y - mean[None]) / std[None]) for part in used]
     noise = (noisy[2].y - clean[2].y) / std[None]
     axes = tuple(range(1, noise.ndim))
@@ -113,6 +118,7 @@ class Row:
         noise_std: see `Problem`; with one per observation, shaped like `data`.
         max_steps: accepted steps at most.
         surrogate: whether `forward` is a surrogate of the physics.
+        rmse_tolerance: where success is judged on the unknown: the root mean square error of `x` allowed.
     """
 
     recipe: str
@@ -130,6 +136,7 @@ class Row:
     noise_std: Any = None
     max_steps: int = 100
     surrogate: bool = False
+    rmse_tolerance: float | None = None
 
     @property
     def name(self) -> str:
@@ -224,9 +231,12 @@ def ridge_estimate(dataset: Dataset, *, key: PRNGKeyArray) -> Callable[..., Any]
     grid.
     """
 
+    def flat(values: Array) -> np.ndarray:
+        return np.asarray(values, np.float64).reshape(len(values), -1)
+
     def noisy(part: PairedData, key: PRNGKeyArray) -> tuple[np.ndarray, np.ndarray]:
         y = part.y + dataset.noise_std[None] * jax.random.normal(key, part.y.shape, part.y.dtype)
-        return np.asarray(part.x, np.float64), np.asarray(y, np.float64)
+        return flat(part.x), flat(y)
 
     keys = jax.random.split(key)
     (x, y), (x_val, y_val) = noisy(dataset.train, keys[0]), noisy(dataset.val, keys[1])
@@ -240,4 +250,5 @@ def ridge_estimate(dataset: Dataset, *, key: PRNGKeyArray) -> Callable[..., Any]
             best, error = weight, found
     weight = jnp.asarray(best, dataset.train.x.dtype)
     x_mean, y_mean = jnp.asarray(x_mean, weight.dtype), jnp.asarray(y_mean, weight.dtype)
-    return lambda data: x_mean + (data - y_mean) @ weight
+    shape = dataset.train.x.shape[1:]
+    return lambda data: jnp.reshape(x_mean + (jnp.ravel(data) - y_mean) @ weight, shape)

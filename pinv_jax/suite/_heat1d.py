@@ -110,7 +110,7 @@ def dataset(*, seed: int, num_test: int, dtype: DTypeLike, quick: bool) -> Datas
 # The published recipe -------------------------------------------------------------------------------------------------
 
 
-def _published_constants(*, quick: bool) -> Any:
+def published_constants(*, quick: bool) -> Any:
     constants = THREE_STAGE["heat1d"]
     return dataclasses.replace(constants, epochs=(8, 6, 6)) if quick else constants
 
@@ -128,7 +128,7 @@ def train_published(
     surrogate = MLP((SIZE, SIZE), output_activation="leaky_relu", dtype=dtype, key=forward_key)
     pair = InversePair(surrogate, _published_inverse(dtype, inverse_key))
     train, val = dataset.train, dataset.val
-    stages = three_stage(_published_constants(quick=quick), train.num_examples, selection="published")
+    stages = three_stage(published_constants(quick=quick), train.num_examples, selection="published")
     third = stages.pop("jcp")
     common = {"key": fit_key, "validation": (val.x, val.y), "progress": progress}
     pair, _ = fit(pair, stages, (train.x, train.y), checkpoint=folder / "common", **common)
@@ -171,7 +171,7 @@ def train_poor(dataset: Dataset, *, key: PRNGKeyArray, folder: Any, progress: An
     """A poor inverse of the true physics: the published stages, penalty towards the identity, selection by RJCP."""
     inverse_key, fit_key = jax.random.split(key)
     pair = InversePair(dataset.physics, _published_inverse(dataset.train.x.dtype, inverse_key))
-    stages = three_stage(_published_constants(quick=quick), dataset.train.num_examples, selection="published")
+    stages = three_stage(published_constants(quick=quick), dataset.train.num_examples, selection="published")
     del stages["surrogate"]
     stages["jcp"] = stages["jcp"].without("composition", "bias_tie")  # the physics has no layer to compare with
     validation = (dataset.val.x, dataset.val.y)
