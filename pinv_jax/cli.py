@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--solver", action="append", metavar="NAME", help="repeatable; all if absent")
     run.add_argument("--num-test", type=int, metavar="N", help="test observations")
     run.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    run.add_argument("--out", type=Path, metavar="FOLDER", help="default results/PROBLEM; of `all`, the folder of their folders")
+    run.add_argument("--out", type=Path, metavar="FOLDER", help="default results/PROBLEM; for `all`, of all folders")
     run.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
     run.add_argument("--quick", action="store_true", help="small and short, to see that everything runs")
     commands.add_parser("list", help="name the problems, their recipes and the solvers")

@@ -127,9 +127,9 @@ def _correlations(rows: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in ("RJCP identity", "RJCP data", "RJCP excess", "g(data) RMSE x"):
         for outcome in ("success %", "steps", "RMSE x"):
-            pairs = [(row[kind], row[outcome]) for row in rows]
-            constant = len({b for _, b in pairs}) == 1  # a rank needs values that differ
-            found[f"{kind}, {outcome}"] = float("nan") if constant else float(spearmanr(*zip(*pairs, strict=True))[0])
+            left, right = ([row[column] for row in rows] for column in (kind, outcome))
+            constant = len(set(right)) == 1  # a rank needs values that differ
+            found[f"{kind}, {outcome}"] = float("nan") if constant else np.asarray(spearmanr(left, right))[0].item()
     return found
 
 

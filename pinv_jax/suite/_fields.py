@@ -136,12 +136,12 @@ class FieldProblem:
 
 def dataset(problem: FieldProblem, *, seed: int, num_test: int, dtype: DTypeLike, quick: bool) -> Dataset:
     """Training and validation pairs without noise, test observations with it; drawn anew for every seed."""
-    sizes = (512, 64) if quick else problem.sizes
+    num_train, num_val = (512, 64) if quick else problem.sizes
     return make_dataset(
         problem.physics(dtype),
         problem.sample(dtype),
         problem.noise_std,
-        (*sizes, num_test),
+        (num_train, num_val, num_test),
         key=jax.random.key(seed),
         one_scale=problem.one_scale,
     )
@@ -280,7 +280,7 @@ def train_default(
 
 def default_rows(problem: FieldProblem, dataset: Dataset, models: dict[str, InversePair]) -> list[Row]:
     """Baselines, and every solver on the true physics: to the tolerance, and to the noise of each observation."""
-    good, trust = models["good"].inverse, default_trust(dataset)
+    good, trust = models["good"].inverse, default_trust(dataset, num_probes=4)
     row = functools.partial(
         observed_row,
         dataset,
@@ -299,7 +299,7 @@ def default_rows(problem: FieldProblem, dataset: Dataset, models: dict[str, Inve
         row("ridge", "", ridge_estimate(dataset, key=jax.random.key(1))),
         *(row(name, "", make(dataset)) for name, make in problem.baselines.items()),
         row("one-shot", "g(data)", good),
-        row("dipg", stop, DIPG(good, **rms, trust=trust)),
+        row("dipg", stop, DIPG(good, **rms)),
         row("dipg", f"{stop}, from 0", DIPG(good, **rms, jump_first=False)),
         row("safeguarded", stop, Safeguarded(good, trust=trust, **rms)),
         row("lm", f"{stop}, CG", LevenbergMarquardt(cg, **rms)),

@@ -160,7 +160,7 @@ def train_inverse(
         x = sample(key)
         return x, physics(x)
 
-    clean = draw if schedule.fresh else (draws.x, jax.jit(jax.vmap(physics))(draws.x))
+    clean = draw if schedule.fresh else (draws.x, eqx.filter_jit(jax.vmap(physics))(draws.x))
     pair = InversePair(physics, build(draws.x, draws.y, key=model_key))
     pair, _ = fit(pair, {"inverse": stage}, clean, key=fit_key, checkpoint=folder, progress=progress)
     return pair
