@@ -85,11 +85,54 @@ def study_table(reports: Sequence[dict[str, Any]], part: str) -> str:
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
+def summary(reports: Sequence[dict[str, Any]]) -> str:
+    """One Markdown row per problem: the default recipe on the true physics, the range over the seeds.
+
+    The first row of each solver in a report counts, the one that stops at the tolerance of the problem.
+    """
+    problems: dict[str, list[dict[str, Any]]] = {}
+    for report in reports:
+        problems.setdefault(report["problem"], []).append(report)
+
+    def first(report: dict[str, Any], *solvers: str) -> list[dict[str, Any]]:
+        rows = [row for row in report["rows"] if row["recipe"] == "default"]
+        return [next(row for row in rows if row["solver"] == solver) for solver in solvers]
+
+    titles = ["problem", "RMSE x: mean", "ridge", "g(data)"]
+    titles += [f"{s}: success %, RMSE x" for s in ("D-IPG", "safeguarded", "LM")]
+    titles += ["fallbacks", "ms/solve: D-IPG", "safeguarded", "LM", "n", "run"]
+    lines = [titles, ["---"] * len(titles)]
+    rates = []
+    for name, same in problems.items():
+        baselines = [first(report, "mean", "ridge", "one-shot") for report in same]
+        solved = [first(report, "dipg", "safeguarded", "lm") for report in same]
+        line = [name, *(_range([rows[i]["rmse_x"] for rows in baselines], 3, "g") for i in range(3))]
+        for i in range(3):
+            success = _range([100 * rows[i]["success_rate"] for rows in solved], 1)
+            line.append(f"{success}, {_range([rows[i]['rmse_x'] for rows in solved], 3, 'g')}")
+        line.append(_range([rows[1]["fallbacks_per_solve"] for rows in solved], 2))
+        for i in range(3):
+            line.append(_range([1e3 * rows[i]["seconds_per_solve"] for rows in solved], 2, "g"))
+        report = same[0]
+        seeds = ", ".join(str(r["seed"]) for r in same)
+        run = f"seed {seeds}, {report['dtype']}, {report['device'].split()[0]}, jax {report['versions']['jax']}"
+        lines.append([*line, str(solved[0][0]["n"]), run])
+        rates.append([sum(rows[i]["success_rate"] for rows in solved) / len(solved) for i in range(3)])
+    mean = [f"{100 * sum(column) / len(rates):.1f}" for column in zip(*rates, strict=True)]
+    lines.append(["mean", "", "", "", *mean, *[""] * (len(titles) - 7)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main(argv: Sequence[str]) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks table", description=__doc__)
     parser.add_argument("reports", nargs="+", type=Path, help="report.json files of one problem, one per seed")
-    reports = [json.loads(path.read_text()) for path in parser.parse_args(argv).reports]
+    parser.add_argument("--summary", action="store_true", help="one row per problem instead, of its default recipe")
+    options = parser.parse_args(argv)
+    reports = [json.loads(path.read_text()) for path in options.reports]
+    if options.summary:
+        print(summary(reports))
+        return
     if "tables" not in reports[0]:
         print(table(reports))
         return

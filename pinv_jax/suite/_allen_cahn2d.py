@@ -26,7 +26,7 @@ def linear_deconvolution(dataset: Dataset) -> Callable[..., Any]:
     first, second = wavenumbers_2d(SIZE)
     decay = (1 + 0.002 * 0.04**2 * (first**2 + second**2)) ** -60.0
     gain = jnp.asarray(decay / (decay**2 + 1e-3) * (1 + 1e-3), dataset.train.x.dtype)
-    mean, std = dataset.physics.mean, dataset.physics.std
+    mean, std = dataset.physics.y_mean, dataset.physics.y_std
     return lambda y: jnp.fft.irfft2(gain * jnp.fft.rfft2(mean + std * y), y.shape)
 
 

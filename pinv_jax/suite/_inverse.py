@@ -160,9 +160,12 @@ def train_inverse(
         x = sample(key)
         return x, physics(x)
 
-    clean = draw if schedule.fresh else (draws.x, eqx.filter_jit(jax.vmap(physics))(draws.x))
+    data: Any = draw
+    if not schedule.fresh:
+        clean = generate(sample, physics, num_draws, key=draw_key)
+        data = (clean.x, clean.y)
     pair = InversePair(physics, build(draws.x, draws.y, key=model_key))
-    pair, _ = fit(pair, {"inverse": stage}, clean, key=fit_key, checkpoint=folder, progress=progress)
+    pair, _ = fit(pair, {"inverse": stage}, data, key=fit_key, checkpoint=folder, progress=progress)
     return pair
 
 
