@@ -118,3 +118,8 @@ def test_bad_sizes_are_refused():
         data.generate(data.matern_field(4), lambda x: x, 0, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"0\.5, 1\.5 or 2\.5"):
         data.matern_field(4, smoothness=1.0)
+
+
+def test_a_prior_on_another_grid_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(16,\).*takes \(24,\).*num_points"):
+        data.generate(data.minmax_sine_series(16), pde.Heat1D(24), 3, key=jax.random.key(0))

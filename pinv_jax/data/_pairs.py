@@ -57,12 +57,27 @@ def generate(
         The pairs.
 
     Raises:
-        ValueError: `num` is not positive.
+        ValueError: `num` is not positive, or the map takes an `x` of another shape than the prior draws.
     """
     if num < 1:
         raise ValueError(f"generate expected at least one example, got num={num}.")
+    _check_shapes(sample, forward, key)
 
     return _generate(store(sample), store(forward), num, key, jnp.asarray(noise_std))
+
+
+def _check_shapes(sample: Callable[..., Any], forward: Callable[..., Any], key: Array) -> None:
+    """Of a map that says what it takes; some accept another shape without an error, by broadcasting."""
+    try:
+        expected = forward.in_structure().shape  # pyright: ignore[reportFunctionMemberAccess]
+    except (AttributeError, ValueError):
+        return
+    drawn = jax.eval_shape(sample, key).shape
+    if drawn != expected:
+        raise ValueError(
+            f"the prior draws x of shape {drawn}, and the forward map takes {expected}: build both on the same grid, "
+            "with the same num_points (or num_modes)."
+        )
 
 
 @functools.partial(jax.jit, static_argnames="num")
