@@ -17,18 +17,25 @@ Losses of a surjection, likewise: the tasks `cross_entropy`, `attributes`, `regr
 
 Imitation: `imitate` trains a surjection to stand in for a network or simulator; `ridge_network`, `imitation_errors`.
 
+Unrolled networks, trained end to end from pairs `(y, x)` with `unrolled_stages`: `DeceptronNet`, its form on several
+grids `CoarseToFine`, and `LearnedISTA`.
+
 Recipes: `three_stage` with `ThreeStageConstants` and `THREE_STAGE`; `deceptron_stage` with `ridge_prefit`.
 """
 
 from ._deceptron import deceptron_stage as deceptron_stage
 from ._deceptron import jcp_ramp as jcp_ramp
 from ._deceptron import ridge_prefit as ridge_prefit
+from ._deceptron_net import CoarseToFine as CoarseToFine
+from ._deceptron_net import DeceptronNet as DeceptronNet
+from ._deceptron_net import unrolled_stages as unrolled_stages
 from ._fit import fit as fit
 from ._imitate import Imitation as Imitation
 from ._imitate import ImitationErrors as ImitationErrors
 from ._imitate import imitate as imitate
 from ._imitate import imitation_errors as imitation_errors
 from ._imitate import ridge_network as ridge_network
+from ._learned_ista import LearnedISTA as LearnedISTA
 from ._losses import bias_mean_tie as bias_mean_tie
 from ._losses import bias_tie as bias_tie
 from ._losses import composition as composition

@@ -5,6 +5,8 @@
 - `LinearMap`, `LinearSurjection`: any `lineax` operator or matrix, with its Moore-Penrose pseudo-inverse.
 - `OperatorSurjection`, `AbstractOperatorSurjection`: linear surjections that are only ever applied, never formed.
 - `Downsample`, `Separable`, `VaryingBlur`, `Resample`, `fisheye`: degradations of images, exact linear surjections.
+- `blurring_camera`: Gaussian point spread `GaussianBlur`, sensor curve `SigmoidSensor` and pooling; `linear_camera`
+  has no sensor curve.
 - `NullSpace`: adds any network of the null-space coordinates; `Expand`: makes any map a surjection.
 - `Stack`, `Parallel`: several outputs of one unknown with an exact joint pseudo-inverse.
 - `Joint`: several observations of one unknown as one map, without a joint inverse; see `solvers.CyclicProjection`.
@@ -47,6 +49,10 @@ from ._coupling import sections as sections
 from ._expand import Expand as Expand
 from ._flax import FlaxMap as FlaxMap
 from ._flax import from_flax as from_flax
+from ._imaging import GaussianBlur as GaussianBlur
+from ._imaging import SigmoidSensor as SigmoidSensor
+from ._imaging import blurring_camera as blurring_camera
+from ._imaging import linear_camera as linear_camera
 from ._invertible import AdditiveCoupling as AdditiveCoupling
 from ._invertible import AffineCoupling as AffineCoupling
 from ._invertible import Centred as Centred

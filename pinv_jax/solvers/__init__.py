@@ -11,6 +11,7 @@
 | `NLBP` | non-linear back-projection; exact in one step | `maps.AbstractSurjection` |
 | `CyclicProjection` | back-projections in turn, then joint Gauss-Newton | `maps.Joint` of surjections, VJP |
 | `MinimumNorm` | to the point of the fibre nearest to a reference | f, JVP, VJP |
+| `Unrolled` | the next step of a network trained end to end | f, the network |
 
 Plain functions for one step: `nlbp`, `nlbp_interval` (with `quantisation_box`, `clipping_box`), `cyclic_nlbp`.
 """
@@ -51,3 +52,4 @@ from ._search import PublishedArmijo as PublishedArmijo
 from ._solve import solve as solve
 from ._solve import solve_batch as solve_batch
 from ._trust import Trust as Trust
+from ._unrolled import Unrolled as Unrolled

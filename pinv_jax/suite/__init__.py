@@ -6,6 +6,8 @@ Adding one: a file with an `InverseProblem`, or with a `Study` that has tables o
 from collections.abc import Mapping
 
 from ._ablation import ABLATION as ABLATION
+from ._advection_diffusion2d import ADVECTION_DIFFUSION2D as ADVECTION_DIFFUSION2D
+from ._allen_cahn2d import ALLEN_CAHN2D as ALLEN_CAHN2D
 from ._base import SOLVER_NAMES as SOLVER_NAMES
 from ._base import Dataset as Dataset
 from ._base import InverseProblem as InverseProblem
@@ -15,6 +17,7 @@ from ._base import make_dataset as make_dataset
 from ._base import mean_estimate as mean_estimate
 from ._base import observed_row as observed_row
 from ._base import ridge_estimate as ridge_estimate
+from ._darcy2d import DARCY2D as DARCY2D
 from ._digits_spnn import DIGITS_SPNN as DIGITS_SPNN
 from ._folder import Options as Options
 from ._heat1d import HEAT1D as HEAT1D
@@ -23,13 +26,34 @@ from ._heat2d import HEAT2D as HEAT2D
 from ._heat3d import HEAT3D as HEAT3D
 from ._imitate import IMITATE as IMITATE
 from ._lens import LENS as LENS
+from ._navier_stokes2d import NAVIER_STOKES2D as NAVIER_STOKES2D
+from ._oscillator import OSCILLATOR as OSCILLATOR
+from ._psf import PSF as PSF
 from ._report import format_table as format_table
 from ._run import run as run
+from ._shift import SHIFT as SHIFT
 from ._study import Bench as Bench
 from ._study import Findings as Findings
 from ._study import Study as Study
 
 PROBLEMS: Mapping[str, InverseProblem | Study] = {
-    problem.name: problem for problem in (HEAT1D, HEAT1D_WORKSHOP, HEAT2D, HEAT3D, ABLATION, DIGITS_SPNN, LENS, IMITATE)
+    problem.name: problem
+    for problem in (
+        HEAT1D,
+        HEAT1D_WORKSHOP,
+        HEAT2D,
+        HEAT3D,
+        OSCILLATOR,
+        DARCY2D,
+        ADVECTION_DIFFUSION2D,
+        ALLEN_CAHN2D,
+        NAVIER_STOKES2D,
+        ABLATION,
+        SHIFT,
+        DIGITS_SPNN,
+        LENS,
+        IMITATE,
+        PSF,
+    )
 }
 """Every problem by name."""

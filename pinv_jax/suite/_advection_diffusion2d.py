@@ -20,7 +20,7 @@ ADVECTION_DIFFUSION2D = FieldProblem(
     sample=lambda dtype: interfaces_2d(32, dtype=dtype),
     noise_std=0.01,
     tolerance=0.03,
-    inverse=functools.partial(field_inverse, width=24, num_blocks=3, padding="circular"),
+    inverse=functools.partial(field_inverse, width=16, num_blocks=2, padding="circular"),
     schedule=Schedule(16384, 4000, 20, 32, 2e-3, 1e-3, 4, fresh=False),
     sizes=(2000, 240),
     one_scale=True,

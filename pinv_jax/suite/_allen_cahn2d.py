@@ -37,7 +37,7 @@ ALLEN_CAHN2D = FieldProblem(
     sample=lambda dtype: interfaces_2d(SIZE, dtype=dtype),
     noise_std=0.002,
     tolerance=0.0047,
-    inverse=functools.partial(field_inverse, width=24, num_blocks=3, padding="circular"),
+    inverse=functools.partial(field_inverse, width=16, num_blocks=2, padding="circular"),
     schedule=Schedule(16384, 4000, 20, 32, 2e-3, 1e-3, 4, fresh=False),
     sizes=(2000, 240),
     one_scale=True,

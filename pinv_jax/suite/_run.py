@@ -186,9 +186,9 @@ def solve_row(row: Row) -> dict[str, Any]:
     solution = found if isinstance(found, Solution) else None
     unknown = found if solution is None else solution.value
     if row.project is not None:
-        unknown = jax.vmap(row.project)(unknown)
-    x = jax.vmap(row.decode)(unknown)
-    rms = _rms(jax.vmap(row.forward)(unknown) - row.data)
+        unknown = _each(row.project, unknown)
+    x = _each(row.decode, unknown)
+    rms = _rms(_each(row.forward, unknown) - row.data)
     error = _rms(x - row.truth)
     success = rms <= row.tolerance if solution is None else solution.success
     if row.rmse_tolerance is not None:
@@ -196,7 +196,7 @@ def solve_row(row: Row) -> dict[str, Any]:
     outcome: dict[str, Any] = {
         "x": np.asarray(x),
         "residual_rms": np.asarray(rms),
-        "physics_residual_rms": np.asarray(_rms(jax.vmap(row.physics)(x) - row.data)),
+        "physics_residual_rms": np.asarray(_rms(_each(row.physics, x) - row.data)),
         "rmse_x": np.asarray(error),
         "success": np.asarray(success),
         "compile_seconds": first - seconds,
@@ -218,6 +218,11 @@ def solve_row(row: Row) -> dict[str, Any]:
 
 
 STATS = ("num_steps", "num_rejected", "num_fallbacks", "num_f", "num_g", "num_jvp", "num_vjp")
+
+
+@eqx.filter_jit
+def _each(fn: Any, values: Array) -> Array:
+    return jax.vmap(fn)(values)
 
 
 def _rms(values: Array) -> Array:
