@@ -6,6 +6,7 @@ names the problem and does not specify it: all constants are ours.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,13 @@ def standard_normal(dtype: DTypeLike) -> functools.partial:
 
 
 def component_inverse(
-    x: Float[Array, "n d"], y: Float[Array, "n *m"], *, key: PRNGKeyArray, num_components: int = 64, width: int = 256
+    x: Float[Array, "n d"],
+    y: Float[Array, "n *m"],
+    *,
+    key: PRNGKeyArray,
+    physics: Any = None,
+    num_components: int = 64,
+    width: int = 256,
 ) -> SkipInverse:
     """Ridge regression plus a network that sees the leading principal components of the noisy observations.
 

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..diagnostics import rjcp
-from ..learn import THREE_STAGE, InversePair, fit, three_stage
+from ..learn import THREE_STAGE, InversePair, detach, fit, three_stage
 from ..maps import AbstractMap, ResidualCNN
 from ..solvers import (
     DIPG,
@@ -88,7 +88,7 @@ class FieldProblem:
         one_scale: see `make_dataset`.
         project: of the unknown onto what it can be.
         networks: of the published recipe; none where no such recipe makes sense.
-        inverse: `(x, y, *, key) -> g`, the untrained inverse of the default recipe.
+        inverse: `(x, y, *, physics, key) -> g`, the untrained inverse of the default recipe.
         schedule: of its training.
         baselines: further estimates without iterations, `dataset -> (y -> x)` by name.
     """
@@ -217,48 +217,64 @@ def published_measures(dataset: Dataset, models: dict[str, InversePair], *, key:
 # The default recipe ---------------------------------------------------------------------------------------------------
 
 
-class FieldInverse(AbstractMap):
-    """`g(y) = W y + b + N(y, W y + b)`: the ridge regression, corrected by a residual network that sees both.
-
-    Args:
-        weight, bias: of the regression; fixed.
-        network: from two fields to one; zero at first.
-    """
+class Ridge(AbstractMap):
+    """`W y + b`, a linear regression."""
 
     weight: Float[Array, "d m"]
     bias: Float[Array, "*x"]
-    network: ResidualCNN
 
-    def __call__(self, x: Float[Array, "*x"]) -> Float[Array, "*x"]:
+    def __call__(self, x: Float[Array, "*y"]) -> Float[Array, "*x"]:
         """The estimate for the observation `x`."""
-        weight, bias = jax.lax.stop_gradient((self.weight, self.bias))
         with jax.default_matmul_precision("highest"):
-            linear = jnp.reshape(weight @ jnp.ravel(x), bias.shape) + bias
-        return linear + self.network(jnp.stack([x, linear]))[0]
+            return jnp.reshape(self.weight @ jnp.ravel(x), self.bias.shape) + self.bias
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of the observation."""
+        """Shape and dtype of the observation, a field like the unknown."""
         return jax.ShapeDtypeStruct(self.bias.shape, self.bias.dtype)
 
 
-def field_inverse(
-    x: Float[Array, "n *x"],
-    y: Float[Array, "n *x"],
-    *,
-    width: int,
-    num_blocks: int,
-    padding: str,
-    key: PRNGKeyArray,
-) -> FieldInverse:
-    """A `FieldInverse` that is the ridge regression of `x` on the noisy observations `y`, without penalty."""
-    weight, bias = ridge_regression(x, y, penalty=1e-9)
-    shape, dtype = x.shape[1:], x.dtype
+class Corrected(AbstractMap):
+    """`g(y) = h(y) + scale N(y, h(y) / scale)`: a guess, corrected by a residual network that sees it and the data.
+
+    Args:
+        guess: `h`; fixed.
+        network: from two fields to one; zero at first.
+        scale: of the unknown.
+    """
+
+    guess: AbstractMap
+    network: ResidualCNN
+    scale: float = eqx.field(static=True, default=1.0)
+
+    def __call__(self, x: Float[Array, "*x"]) -> Float[Array, "*x"]:
+        """The estimate for the observation `x`."""
+        guess = detach(self.guess)(x)
+        return guess + self.scale * self.network(jnp.stack([x, guess / self.scale]))[0]
+
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the observation."""
+        return self.guess.in_structure()
+
+
+def corrected(
+    guess: AbstractMap, *, width: int, num_blocks: int, padding: str, scale: float = 1.0, key: PRNGKeyArray
+) -> Corrected:
+    """A `Corrected` that is the guess itself."""
+    x = guess.in_structure()
     network = ResidualCNN(
-        shape, channels=(2, 1), width=width, num_blocks=num_blocks, padding=padding, dtype=dtype, key=key
+        x.shape, channels=(2, 1), width=width, num_blocks=num_blocks, padding=padding, dtype=x.dtype, key=key
     )
     last = lambda net: (net.last.weight, net.last.bias)
-    network = eqx.tree_at(last, network, [jnp.zeros_like(leaf) for leaf in last(network)])
-    return FieldInverse(jnp.asarray(weight, dtype), jnp.asarray(bias.reshape(shape), dtype), network)
+    return Corrected(guess, eqx.tree_at(last, network, [jnp.zeros_like(leaf) for leaf in last(network)]), scale)
+
+
+def field_inverse(
+    x: Float[Array, "n *x"], y: Float[Array, "n *x"], *, key: PRNGKeyArray, physics: Any = None, **network: Any
+) -> Corrected:
+    """A corrected ridge regression of `x` on the noisy observations `y`, without penalty."""
+    weight, bias = ridge_regression(x, y, penalty=1e-9)
+    guess = Ridge(jnp.asarray(weight, x.dtype), jnp.asarray(bias.reshape(x.shape[1:]), x.dtype))
+    return corrected(guess, **network, key=key)
 
 
 def train_default(

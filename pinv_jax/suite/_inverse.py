@@ -69,7 +69,13 @@ class SkipInverse(AbstractMap):
 
 
 def ridge_skip_inverse(
-    x: Float[Array, "n d"], y: Float[Array, "n *m"], *, key: PRNGKeyArray, num_directions: int = 6, width: int = 128
+    x: Float[Array, "n d"],
+    y: Float[Array, "n *m"],
+    *,
+    key: PRNGKeyArray,
+    physics: Any = None,
+    num_directions: int = 6,
+    width: int = 128,
 ) -> SkipInverse:
     """A `SkipInverse` that is the ridge regression of `x` on the noisy observations `y`."""
     skip_key, network_key = jax.random.split(key)
@@ -134,7 +140,7 @@ def train_inverse(
         folder: of the checkpoint.
         progress: see `learn.fit`.
         quick: few draws and few steps.
-        build: `(x, y, *, key) -> g`, from draws of the unknown and noisy observations.
+        build: `(x, y, *, physics, key) -> g`, from draws of the unknown and noisy observations.
         schedule: how many draws and steps.
     """
     model_key, draw_key, fit_key = jax.random.split(key, 3)
@@ -164,7 +170,7 @@ def train_inverse(
     if not schedule.fresh:
         clean = generate(sample, physics, num_draws, key=draw_key)
         data = (clean.x, clean.y)
-    pair = InversePair(physics, build(draws.x, draws.y, key=model_key))
+    pair = InversePair(physics, build(draws.x, draws.y, physics=physics, key=model_key))
     pair, _ = fit(pair, {"inverse": stage}, data, key=fit_key, checkpoint=folder, progress=progress)
     return pair
 

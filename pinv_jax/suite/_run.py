@@ -184,7 +184,7 @@ def solve_row(row: Row) -> dict[str, Any]:
     seconds = time.perf_counter() - start
 
     solution = found if isinstance(found, Solution) else None
-    unknown = found if solution is None else solution.value
+    unknown: Any = found if solution is None else solution.value
     if row.project is not None:
         unknown = _each(row.project, unknown)
     x = _each(row.decode, unknown)
@@ -221,7 +221,7 @@ STATS = ("num_steps", "num_rejected", "num_fallbacks", "num_f", "num_g", "num_jv
 
 
 @eqx.filter_jit
-def _each(fn: Any, values: Array) -> Array:
+def _each(fn: Any, values: Any) -> Array:
     return jax.vmap(fn)(values)
 
 
