@@ -126,6 +126,12 @@ def draw(out: Path, dataset: Dataset, results: Sequence[tuple[Row, Any]], report
     return write_figures(out, lambda: _figures(dataset, results, report))
 
 
+def _plane(values: Any) -> np.ndarray:
+    """Curves and images as they are, of fields in space the middle plane."""
+    array = np.asarray(values)
+    return array[:, array.shape[1] // 2] if array.ndim == 4 else array
+
+
 def _figures(dataset: Dataset, results: Sequence[tuple[Row, Any]], report: dict[str, Any]) -> dict[str, Any]:
     same = [(row, outcome) for row, outcome in results if row.data is dataset.test.y]
     same = [(row, outcome) for row, outcome in same if row.noise_std is None]  # one stopping rule in one figure
@@ -134,9 +140,9 @@ def _figures(dataset: Dataset, results: Sequence[tuple[Row, Any]], report: dict[
     shown = [(row, outcome) for row, outcome in same if row.solver in ("ridge", "one-shot", "dipg", "lm")]
     first: dict[str, np.ndarray] = {}
     for row, outcome in shown:
-        first.setdefault(row.solver, outcome["x"])
+        first.setdefault(row.solver, _plane(outcome["x"]))
     figures = {
-        "reconstructions": plots.reconstructions(np.asarray(dataset.test.x), first, np.asarray(dataset.test.y)),
+        "reconstructions": plots.reconstructions(_plane(dataset.test.x), first, _plane(dataset.test.y)),
         "spectrum": plots.jacobian_spectrum(np.asarray(report["spectrum"]), report["noise_level"]),
         "success": plots.success_against_tolerance(
             {label[row.name]: outcome["physics_residual_rms"] for row, outcome in same}, report["tolerance"]
