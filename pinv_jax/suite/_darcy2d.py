@@ -58,6 +58,6 @@ DARCY2D = FieldProblem(
     noise_std=0.0007,
     tolerance=0.045,
     inverse=component_inverse,
-    schedule=Schedule(65536, 20_000, 60, 128, 1e-3, 1e-3, 8, fresh=False),
+    schedule=Schedule(65536, 20_000, 60, 128, 1e-3, 0.1, 32, fresh=False),
     one_scale=True,
 ).problem()
