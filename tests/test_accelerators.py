@@ -179,7 +179,7 @@ def test_derivative_rules_of_the_users_map_run_at_full_precision():
 # Values of the derivatives --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver_name", ["gauss-newton", "d-ipg, defect"])
+@pytest.mark.parametrize("solver_name", [pytest.param("gauss-newton", marks=pytest.mark.slow), "d-ipg, defect"])
 def test_derivatives_of_a_linear_problem_are_the_pseudo_inverse(solver_name):
     case = PROBLEMS["linear"](jnp.float64)
     # Ten per cent short: an exact inverse would leave nothing to iterate.

@@ -152,6 +152,7 @@ def test_exponents_of_powers():
     assert scale.exponent([3.0], [1.0]) is None
 
 
+@pytest.mark.slow
 def test_scale_writes_whole_steps(tmp_path, capsys):
     scale.main(
         ["--family", "heat2d", "--sizes", "4", "--iterations", "2", "--width", "2"]

@@ -128,6 +128,7 @@ def test_the_solver_stops_within_tolerance():
     assert int(solution.stats.num_steps) == 0
 
 
+@pytest.mark.slow
 def test_coarse_to_fine_is_one_net_after_the_other():
     fine = network(1)
     corrector = maps.UNet((4, 4), (3, 1), widths=(3,), num_convs=1, key=jax.random.key(4))

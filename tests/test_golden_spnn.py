@@ -62,7 +62,7 @@ def ours(f, x, target, step_size):
     return jax.vmap(lambda x, target: solvers.nlbp(f, x, target, step_size))(x, target)
 
 
-@pytest.mark.parametrize("mixing", ["cayley", "householder"])
+@pytest.mark.parametrize("mixing", ["cayley", pytest.param("householder", marks=pytest.mark.slow)])
 def test_the_published_implementation_to_nine_digits(mixing):
     source = DATA / f"spnn_8x8_{mixing}.npz"
     golden = np.load(source)

@@ -85,11 +85,11 @@ NAMES = pytest.mark.parametrize(
     "name",
     [
         "downsample",
-        "downsample by three",
+        pytest.param("downsample by three", marks=pytest.mark.slow),
         "separable",
         "varying blur",
-        "varying blur, coarser",
-        "radial blur",
+        pytest.param("varying blur, coarser", marks=pytest.mark.slow),
+        pytest.param("radial blur", marks=pytest.mark.slow),
         "fish-eye",
     ],
 )

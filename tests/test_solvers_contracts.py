@@ -22,6 +22,10 @@ ONLY_DECREASE = {
     ("levenberg-marquardt, fixed", "curve fit"),
 }
 each_solver = names(SOLVERS, "solver_name")
+MAIN = ("lbfgs", "levenberg-marquardt", "d-ipg, defect", "safeguarded")
+each_main_solver = pytest.mark.parametrize(
+    "solver_name", [name if name in MAIN else pytest.param(name, marks=pytest.mark.slow) for name in SOLVERS]
+)
 
 
 @functools.cache
@@ -61,7 +65,7 @@ def test_reduces_the_objective_and_solves(solver_name, problem_name, dtype):
         assert np.sqrt(np.mean(np.square(residual))) <= 1.01e-5
 
 
-@each_solver
+@each_main_solver
 def test_a_batch_equals_single_solves(solver_name):
     case, solver = make(solver_name, "curve fit")
     data, x0 = lanes(case, 8)
@@ -93,7 +97,7 @@ def test_lanes_are_bit_identical_under_permutation_and_whatever_their_neighbours
     assert int(mixed.stats.num_steps[3]) == 0
 
 
-@each_solver
+@each_main_solver
 def test_plain_jit_and_vmap_return_a_solution(solver_name):
     case, solver = make(solver_name, "curve fit")
     data, x0 = lanes(case, 8)
@@ -110,7 +114,7 @@ def test_plain_jit_and_vmap_return_a_solution(solver_name):
     np.testing.assert_allclose(mapped.value, many.value, atol=1e-12)
 
 
-@each_solver
+@each_main_solver
 def test_the_second_call_does_not_trace(solver_name):
     case, solver = make(solver_name, "curve fit")
     data, x0 = lanes(case, 8)
@@ -159,7 +163,7 @@ def test_a_forward_map_that_returns_nan_is_never_a_success(solver_name):
     assert bool(sol.result == RESULTS.nonfinite_input)
 
 
-@each_solver
+@each_main_solver
 def test_float32_batches_agree_with_single_solves_to_rounding(solver_name):
     case, solver = make(solver_name, "curve fit", jnp.float32, atol=1e-3)
     data, x0 = lanes(case, 20)

@@ -292,7 +292,7 @@ def case(name):
     return solver, f, xs, jax.jit(jax.vmap(f))(true)
 
 
-each_solver = pytest.mark.parametrize("name", ["nlbp", "cyclic", "minimum norm"])
+each_solver = pytest.mark.parametrize("name", ["nlbp", "cyclic", pytest.param("minimum norm", marks=pytest.mark.slow)])
 
 
 def solve_batch(name, data=None, **kwargs):

@@ -20,7 +20,7 @@ def dataset(name):
     return suite.PROBLEMS[name].dataset(seed=0, num_test=6, dtype=jnp.float32, quick=True)
 
 
-QUICK = ("heat2d", "darcy2d")
+QUICK = ("darcy2d",)
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])

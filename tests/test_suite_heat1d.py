@@ -107,7 +107,7 @@ def test_heat1d_workshop_shows_what_it_must(tmp_path):
     assert best["rmse_x"] <= 1.00 < mean["rmse_x"] < dipg["rmse_x"]
 
 
-@pytest.mark.parametrize("name", ["dipg", "lm"])
+@pytest.mark.parametrize("name", ["dipg", pytest.param("lm", marks=pytest.mark.slow)])
 def test_300_observations_in_one_call_equal_300_single_calls(name):
     dataset = suite.HEAT1D.dataset(seed=0, num_test=300, dtype=jnp.float64, quick=False)
     inverse = suite.ridge_estimate(dataset, key=jax.random.key(0))

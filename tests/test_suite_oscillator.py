@@ -20,6 +20,7 @@ def theta(x):
     )
 
 
+@pytest.mark.slow
 def test_the_prior_fills_the_published_box_in_standard_deviations(dataset):
     x = theta(dataset.train.x)
     assert x.shape == (5000, 5)
