@@ -45,7 +45,7 @@ def _trained(bench: Bench, name: str, dataset: Dataset, num_steps: int, start: A
     schedule, options = Schedule(num_steps=num_steps, num_quick_steps=num_steps), {}
     if start is not None:
         schedule = dataclasses.replace(schedule, learning_rate=1e-3)
-        options["build"] = lambda x, y, *, key: start
+        options["build"] = lambda x, y, *, key, physics: start
     times, begin = bench.fits / name / "seconds.json", time.perf_counter()
     pair = train_inverse(
         dataset,

@@ -147,7 +147,9 @@ def published_measures(dataset: Dataset, models: dict[str, Any], *, key: PRNGKey
 # The default recipe ---------------------------------------------------------------------------------------------------
 
 
-def oscillator_inverse(x: Float[Array, "n 5"], y: Float[Array, "n m"], *, key: PRNGKeyArray) -> MLP:
+def oscillator_inverse(
+    x: Float[Array, "n 5"], y: Float[Array, "n m"], *, key: PRNGKeyArray, physics: Any = None
+) -> MLP:
     """An untrained network from the motion to the parameters."""
     sizes = (y.shape[1], 256, 256, 256, x.shape[1])
     return MLP(sizes, activation="gelu", init=kaiming_uniform(5**0.5), dtype=x.dtype, key=key)
