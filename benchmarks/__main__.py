@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 
-NAMES = ("throughput", "cost", "scale", "linesearch", "pde_cost", "spnn", "import_time", "table")
+NAMES = ("throughput", "cost", "scale", "convolutions", "linesearch", "pde_cost", "spnn", "import_time", "table")
 
 
 def main() -> int:

@@ -9,14 +9,14 @@ Last known output, a busy 4-core CPU, float32, batch 64 and single, ratios of ti
 tolerances with its start `g(data)`; heat2d and heat3d with `--training-steps 300`:
 
                                 heat1d (64)     heat2d (256)     heat3d (512)
-    D-IPG, ms/solve         0.013      0.19     0.25    0.45      2.6     1.1
-    LM, dense, damping fixed   17       1.9      116      35      100     120
-    best of the dense ones    5.4       1.1       18     4.5       11      14
-    LM, CG                    1.7       1.0      1.8    0.77     0.12    0.30
-    L-BFGS                    2.6       1.6     0.57    0.91     0.10    0.34
+    D-IPG, ms/solve         0.013      0.19     0.24    0.23      2.0    0.64
+    LM, dense, damping fixed   17       1.9       76      47       74     193
+    best of the dense ones    5.4       1.1      8.4     5.5      5.9      22
+    LM, CG                    1.7       1.0      1.3     1.5     0.22    0.50
+    L-BFGS                    2.6       1.6     0.49     1.4    0.058    0.47
 
-The paper's "up to 77x" is over dense solvers such as that of fixed damping. On heat2d and heat3d, where g costs more
-than the physics, solvers without a Jacobian matrix and without training are mostly faster.
+The paper's "up to 77x" is over dense solvers such as that of fixed damping. Where g costs more than the physics, as on
+heat3d, solvers without a Jacobian matrix and without training are faster.
 """
 
 import argparse

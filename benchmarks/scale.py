@@ -4,8 +4,7 @@ One accepted step of the solvers themselves, on one observation, under a search 
 
 - D-IPG: a forward map, its VJP, and two evaluations of g. Two networks whose size does not depend on the grid: a
   residual convolutional one, and one with a filter in Fourier space between pointwise layers. Their weights are random:
-  a step costs the same whatever they are. XLA runs convolutions inside loops and branches of a CPU program on one
-  thread, without its fast kernels: many times slower than the same `g` on its own, which stands in the table too.
+  a step costs the same whatever they are.
 - LM, CG: as many iterations as `--iterations` says, a JVP and a VJP each.
 - LM, dense: the Jacobian, column by column, and a Cholesky factorisation; only up to `--dense` unknowns.
 
@@ -19,19 +18,18 @@ is why that of the two largest grids stands beside the one fitted to all.
 Last known output, a busy 4-core CPU, float32: milliseconds, in brackets the ratio to the forward map.
 
     grid                        d  forward  D-IPG, Fourier     D-IPG, CNN        LM, CG       LM, dense
-    heat2d, n = 16            256     0.16      0.55 (3.5)       1.6 (10)     0.60 (3.8)       3.2 (20)
-    heat2d, n = 32           1024     0.34      0.67 (2.0)       4.4 (13)      1.2 (3.5)       69 (206)
-    heat2d, n = 128         16384      9.1        54 (5.9)       104 (11)       219 (24)              -
-    heat3d, n = 8             512     0.27      0.73 (2.7)      1.7 (6.1)     0.74 (2.7)       8.1 (30)
-    heat3d, n = 12           1728     0.31      0.89 (2.9)       4.3 (14)      1.1 (3.5)      188 (606)
-    heat3d, n = 24          13824     0.50       2.8 (5.7)      243 (488)       8.0 (16)              -
-    navier-stokes, n = 16     256      1.2       2.0 (1.7)      4.1 (3.5)        17 (15)        66 (57)
-    navier-stokes, n = 64    4096       32        39 (1.2)      130 (4.1)       994 (31)              -
-    navier-stokes, n = 128  16384       84       287 (3.4)      309 (3.7)      1840 (22)              -
+    heat2d, n = 16            256     0.08      0.38 (4.8)     0.60 (7.5)    0.44 (5.5)       1.3 (17)
+    heat2d, n = 32           1024     0.30      0.54 (1.8)      1.1 (3.6)     1.2 (3.8)       54 (178)
+    heat2d, n = 128         16384      5.8        17 (2.9)       30 (5.1)      164 (28)              -
+    heat3d, n = 8             512     0.22      0.44 (2.0)      1.3 (6.0)    0.66 (2.9)       6.1 (27)
+    heat3d, n = 24          13824     0.31       5.6 (18)       77 (246)      5.8 (19)               -
+    navier-stokes, n = 16     256     0.71       1.4 (2.0)      1.7 (2.3)       11 (16)        41 (58)
+    navier-stokes, n = 32    1024      1.7       3.5 (2.0)      4.1 (2.3)       32 (19)      825 (473)
+    navier-stokes, n = 128  16384       42       132 (3.1)      150 (3.6)     1079 (26)              -
 
-Exponents of that ratio in `d`: D-IPG with the Fourier network 0.19, 0.29, 0.13, dense LM 1.63, 2.47, 1.20 for the three
-families. The convolutional network has 0.10, 1.34, 0.02: beyond 4096 points in three dimensions its convolutions are
-XLA's, which are slow there.
+Exponents of that ratio in `d` on Heat-2D and Navier-Stokes: D-IPG 0.00 and 0.11 with the Fourier network, 0.03 and 0.11
+with the convolutional one, dense LM 1.66 and 1.51. The forward map of Heat-3D is one to six time steps, well below what
+either network costs; its times scatter too much for an exponent.
 """
 
 import argparse

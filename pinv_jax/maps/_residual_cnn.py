@@ -55,8 +55,8 @@ class FieldConv(eqx.Module):
 
     def __call__(self, x: Float[Array, "*space in"]) -> Float[Array, "*space out"]:
         """The cross-correlation."""
-        # Inside a loop, where a solver or a training is, XLA's own convolution is 10 to 25 times slower on a CPU than
-        # the product with the unfolded field; outside, up to three times faster. On other devices it is the better one.
+        # On a CPU the two cost the same, except inside a loop, where a solver or a training is: there XLA's convolution
+        # takes 10 to 40 times as long (`benchmarks/convolutions.py`). Other devices have kernels of their own for it.
         forms = {"cpu": _unfolded, "default": _convolved}
         forms = {device: functools.partial(form, padding=self.padding) for device, form in forms.items()}
         y = jax.lax.platform_dependent(self.weight, x, **forms)

@@ -55,8 +55,9 @@ def run(
     if isinstance(problem, Study):
         return run_study(problem, options, out, resume=resume, stream=stream)
     check_dtype(options)
-    num_test = min(problem.num_test, 20) if options.quick else problem.num_test
-    num_test = num_test if options.num_test is None else options.num_test
+    num_test = options.num_test
+    if num_test is None:
+        num_test = min(problem.num_test, 20) if options.quick else problem.num_test
     recipes = tuple(problem.recipes) if options.recipes is None else options.recipes
     identity = {
         "format": FORMAT,
