@@ -2,9 +2,11 @@
 
 `x` on 32 x 32 points of a torus, blobs, fronts and rings with values in [-1, 1]; `y` after 60 semi-implicit steps to
 time 0.12, clipped to [-1, 1]; noise 0.002 on the observation. Published success: an error of `x` of at most 0.10. A
-linear deconvolution that ignores the reaction has an error of 0.02.
+linear deconvolution that ignores the reaction has an error of 0.02. The recipe `reduced` is the published one with 16
+channels and two blocks in place of 48 and four: two hours of two cores instead of a day.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +21,16 @@ from ._fields import PUBLISHED_CG, FieldProblem, Networks, field_inverse
 from ._inverse import Schedule
 
 SIZE = 32
+NETWORKS = Networks(
+    48,
+    4,
+    "circular",
+    "tanh",
+    "allen_cahn2d",
+    tolerance=0.12,
+    rmse_tolerance=0.10,
+    linear_solver=PUBLISHED_CG,
+)
 
 
 def linear_deconvolution(dataset: Dataset) -> Callable[..., Any]:
@@ -42,15 +54,7 @@ ALLEN_CAHN2D = FieldProblem(
     sizes=(2000, 240),
     one_scale=True,
     project=Box(-1.0, 1.0),
-    networks=Networks(
-        48,
-        4,
-        "circular",
-        "tanh",
-        "allen_cahn2d",
-        tolerance=0.12,
-        rmse_tolerance=0.10,
-        linear_solver=PUBLISHED_CG,
-    ),
+    networks=NETWORKS,
+    reduced=dataclasses.replace(NETWORKS, width=16, num_blocks=2),
     baselines={"deconvolution": linear_deconvolution},
 ).problem()

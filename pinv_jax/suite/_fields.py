@@ -88,6 +88,7 @@ class FieldProblem:
         one_scale: see `make_dataset`.
         project: of the unknown onto what it can be.
         networks: of the published recipe; none where no such recipe makes sense.
+        reduced: of the recipe `reduced`, the published one with smaller networks, if it has one.
         inverse: `(x, y, *, physics, key) -> g`, the untrained inverse of the default recipe.
         schedule: of its training.
         baselines: further estimates without iterations, `dataset -> (y -> x)` by name.
@@ -106,22 +107,18 @@ class FieldProblem:
     one_scale: bool = False
     project: Any = None
     networks: Networks | None = None
+    reduced: Networks | None = None
     baselines: Mapping[str, Callable[[Dataset], Callable[..., Any]]] = dataclasses.field(default_factory=dict)
 
     def problem(self) -> InverseProblem:
         """The named inverse problem."""
-        recipes = {}
-        if self.networks is not None:
-            recipes["published"] = Recipe(
-                functools.partial(train_published, self.networks),
-                functools.partial(published_rows, self.networks, self.project),
-                published_measures,
-            )
-        recipes["default"] = Recipe(
+        default = Recipe(
             functools.partial(train_default, self.inverse, self.schedule),
             functools.partial(default_rows, self),
             functools.partial(default_measures, num_points=4),
         )
+        recipes = {"published": self._like_published("published", self.networks), "default": default}
+        recipes["reduced"] = self._like_published("reduced", self.reduced)
         return InverseProblem(
             name=self.name,
             summary=self.summary,
@@ -129,9 +126,15 @@ class FieldProblem:
             tolerance=self.tolerance,
             num_test=self.num_test,
             dataset=functools.partial(dataset, self),
-            recipes=recipes,
+            recipes={name: recipe for name, recipe in recipes.items() if recipe is not None},
             figure_recipe="default",
         )
+
+    def _like_published(self, name: str, networks: Networks | None) -> Recipe | None:
+        if networks is None:
+            return None
+        rows = functools.partial(published_rows, name, networks, self.project)
+        return Recipe(functools.partial(train_published, networks), rows, published_measures)
 
 
 def dataset(problem: FieldProblem, *, seed: int, num_test: int, dtype: DTypeLike, quick: bool) -> Dataset:
@@ -174,7 +177,9 @@ def train_published(
     return models
 
 
-def published_rows(networks: Networks, project: Any, dataset: Dataset, models: dict[str, InversePair]) -> list[Row]:
+def published_rows(
+    recipe: str, networks: Networks, project: Any, dataset: Dataset, models: dict[str, InversePair]
+) -> list[Row]:
     """Every solver of the paper on the same surrogate, with its line search, relaxation, start and stop."""
     rules: dict[str, Any] = {"atol": networks.tolerance, "rtol": 0.0, "search": PublishedArmijo()}
     second_order: dict[str, Any] = {"relaxation": 0.4, "active_set": False, **rules}
@@ -191,7 +196,7 @@ def published_rows(networks: Networks, project: Any, dataset: Dataset, models: d
     return [
         observed_row(
             dataset,
-            "published",
+            recipe,
             name,
             note,
             method,
