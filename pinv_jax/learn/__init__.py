@@ -2,7 +2,8 @@
 
 Models: `InversePair`, and the single-layer `Deceptron` of the workshop paper.
 
-Loop: `fit` runs `Stage`s made of `Term`s; `Gated` is a weight that waits for a condition.
+Loop: `fit` runs `Stage`s made of `Term`s; `Gated` is a weight that waits for a condition. Another kind of training is
+an `AbstractStage` of its own, whose step is given a `Batch`.
 
 Losses on one example, `(model, x, y, key) -> scalar`: `forward_fit`, `reconstruction`, `cycle`, `spectral`, `bias_tie`,
 `bias_mean_tie`, `composition`, `jcp`; options go in by `functools.partial`.
@@ -52,6 +53,8 @@ from ._select import guarded_rjcp_score as guarded_rjcp_score
 from ._select import reconstruction_score as reconstruction_score
 from ._select import rjcp_score as rjcp_score
 from ._select import task_score as task_score
+from ._stage import AbstractStage as AbstractStage
+from ._stage import Batch as Batch
 from ._stage import Gated as Gated
 from ._stage import Stage as Stage
 from ._stage import StageHistory as StageHistory

@@ -1,7 +1,5 @@
 """The training loop: `fit` runs `Stage`s of weighted `Term`s, jitted between rounds, resumable, with selection."""
 
-import functools
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from ..maps import Stored, prepare, store, unprepare
 from ._checkpoint import Checkpoint
-from ._stage import Gated, Stage, StageHistory
+from ._stage import AbstractStage, Batch, Stage, StageHistory, name_key
 
 
 class _State(eqx.Module):
@@ -28,14 +26,6 @@ class _State(eqx.Module):
     gates: dict[str, Array]
 
 
-def _name_key(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
-    return jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
-
-
-def _whole(model: Any) -> Any:
-    return model
-
-
 def _mask(model: PyTree, trainable: Callable[..., Any]) -> PyTree:
     """True at the float arrays of the part that `trainable` picks, found by the identity of its leaves."""
     leaves, treedef = jax.tree.flatten(model)
@@ -47,36 +37,9 @@ def _mask(model: PyTree, trainable: Callable[..., Any]) -> PyTree:
     return jax.tree.unflatten(treedef, flags)
 
 
-def _weights(stage: Stage, state: _State, step: Array, gates: dict[str, Array]) -> dict[str, Any]:
-    def at(name: str, weight: Any) -> Any:
-        if isinstance(weight, Gated):
-            return jnp.where(gates[name], weight.weight(state.round), 0.0)
-        return weight(step) if callable(weight) else weight
-
-    return {name: at(name, term.weight) for name, term in stage.terms.items()}
-
-
-def _total(
-    params: PyTree, frozen: PyTree, stage: Stage, xs: PyTree, ys: PyTree, weights: dict[str, Any], key: PRNGKeyArray
-) -> tuple[Scalar, tuple[dict[str, Scalar], dict[str, Scalar]]]:
-    model = prepare(eqx.combine(params, frozen))
-    values = {}
-    for name, term in stage.terms.items():
-        count = stage.batch_size if term.num_examples is None else min(term.num_examples, stage.batch_size)
-        keys = jax.random.split(_name_key(key, name), count)
-        first = jax.tree.map(lambda a, n=count: a[:n], (xs, ys))
-        each = jax.vmap(functools.partial(term.loss, model))(*first, keys)
-        if each.shape != (count,):
-            raise ValueError(f"The loss of term {name!r} has shape {each.shape[1:]} per example; expected a scalar.")
-        values[name] = jnp.mean(each)
-    used = {name: jnp.asarray(weights[name], values[name].dtype) for name in values}
-    total = sum((used[name] * values[name] for name in values), start=jnp.zeros((), xs.dtype))
-    return total, (values, used)
-
-
 @eqx.filter_jit
 def _run_round(
-    stage: Stage,
+    stage: AbstractStage,
     frozen: PyTree,
     start: PyTree,
     state: _State,
@@ -87,7 +50,7 @@ def _run_round(
     length: int,
 ) -> tuple[_State, dict[str, Any], Scalar]:
     """Takes `num_steps <= length` steps, then scores the model; records are padded with NaN to `length`."""
-    data_key, loss_key, select_key = (_name_key(key, name) for name in ("data", "loss", "select"))
+    data_key, loss_key, select_key = (name_key(key, name) for name in ("data", "loss", "select"))
     sampled = isinstance(data, Stored)
     if not sampled:
         num_examples = data[0].shape[0]
@@ -96,17 +59,19 @@ def _run_round(
     def shuffled(epoch: Array) -> Array:
         return jax.random.permutation(jax.random.fold_in(data_key, epoch), num_examples)
 
-    def batch(order: Any, step: Array) -> Any:
+    def batch(order: Any, step: Array) -> Batch:
+        rows = None
         if sampled:
-            return jax.vmap(data)(jax.random.split(jax.random.fold_in(data_key, step), stage.batch_size))
-        begin = (step % per_epoch) * stage.batch_size
-        rows = jax.lax.dynamic_slice_in_dim(order, begin, stage.batch_size)
-        return jax.tree.map(lambda a: a[rows], data)
+            x, y = jax.vmap(data)(jax.random.split(jax.random.fold_in(data_key, step), stage.batch_size))
+        else:
+            begin = (step % per_epoch) * stage.batch_size
+            rows = jax.lax.dynamic_slice_in_dim(order, begin, stage.batch_size)
+            x, y = jax.tree.map(lambda a: a[rows], data)
+        return Batch(x, y, rows, step, state.round, gates)
 
     model = eqx.combine(state.params, frozen)
     gates = {
-        name: open_ | stage.terms[name].weight.opens(model, validation, state.round)
-        for name, open_ in state.gates.items()
+        name: open_ | stage.gated[name].opens(model, validation, state.round) for name, open_ in state.gates.items()
     }
 
     def body(i: Array, carry: Any) -> Any:
@@ -114,19 +79,15 @@ def _run_round(
         step = state.step + i
         if not sampled:
             order = jax.lax.cond(step % per_epoch == 0, lambda: shuffled(step // per_epoch), lambda: order)
-        xs, ys = batch(order, step)
-        weights = _weights(stage, state, step, gates)
-        (loss, (values, used)), grads = eqx.filter_value_and_grad(_total, has_aux=True)(
-            params, frozen, stage, xs, ys, weights, jax.random.fold_in(loss_key, step)
+        params, opt_state, (loss, values, used) = stage.advance(
+            params, frozen, opt_state, batch(order, step), jax.random.fold_in(loss_key, step)
         )
-        updates, opt_state = stage.optimiser.update(grads, opt_state, params)
-        params = eqx.apply_updates(params, updates)
         row = {"loss": loss, "terms": values, "weights": used}
         record = jax.tree.map(lambda a, b: a.at[i].set(b.astype(a.dtype)), record, row)
         return params, opt_state, order, record
 
     dtype = jax.tree.leaves(state.params)[0].dtype
-    blank = {name: jnp.full(length, jnp.nan, dtype) for name in stage.terms}
+    blank = {name: jnp.full(length, jnp.nan, dtype) for name in stage.names}
     record = {"loss": jnp.full(length, jnp.nan, dtype), "terms": blank, "weights": blank}
     order = None if sampled else shuffled(state.step // per_epoch)
     # the number of steps is a value, not a shape: the last, shorter round of a stage does not compile again
@@ -152,20 +113,18 @@ def _run_round(
     return new, record, score
 
 
-def _check(name: str, stage: Stage, data: Any, validation: Any) -> None:
+def _check(name: str, stage: AbstractStage, data: Any, validation: Any) -> None:
     if stage.num_steps < 1 or stage.batch_size < 1:
         raise ValueError(
             f"Stage {name!r} has num_steps={stage.num_steps} and batch_size={stage.batch_size}; expected positive ones."
         )
-    if not stage.terms:
-        raise ValueError(f"Stage {name!r} has no term with a weight; to leave a stage out, write del stages[{name!r}].")
+    stage.check(name)
     if not isinstance(data, Stored) and stage.batch_size > data[0].shape[0]:
         raise ValueError(
             f"Stage {name!r} has batch_size={stage.batch_size}, more than the {data[0].shape[0]} examples of data; "
             "make it smaller, or pass a sampler key -> (x, y)."
         )
-    gated = any(isinstance(term.weight, Gated) for term in stage.terms.values())
-    if validation is None and (stage.select is not None or gated):
+    if validation is None and (stage.select is not None or stage.gated):
         raise ValueError(f"Stage {name!r} selects (or gates a weight) by validation data; pass fit(validation=(x, y)).")
 
 
@@ -181,7 +140,7 @@ def _check_finite(name: str, step: int, record: dict[str, Any]) -> None:
 
 def _fit_stage(
     name: str,
-    stage: Stage,
+    stage: AbstractStage,
     model: PyTree,
     data: Any,
     key: PRNGKeyArray,
@@ -193,14 +152,15 @@ def _fit_stage(
     params, frozen = eqx.partition(model, _mask(model, stage.trainable))
     dtype = jax.tree.leaves(params)[0].dtype
     zero = jnp.zeros((), jnp.int32)
-    gates = {n: jnp.asarray(False) for n, term in stage.terms.items() if isinstance(term.weight, Gated)}
-    state = _State(params, stage.optimiser.init(params), params, jnp.asarray(jnp.inf, dtype), zero, zero, zero, gates)
+    gates = {n: jnp.asarray(False) for n in stage.gated}
+    opt_state = stage.start(params, frozen, data)
+    state = _State(params, opt_state, params, jnp.asarray(jnp.inf, dtype), zero, zero, zero, gates)
     blank = lambda: np.full(stage.num_steps, np.nan, dtype)
-    record = {"loss": blank(), "terms": {n: blank() for n in stage.terms}, "weights": {n: blank() for n in stage.terms}}
+    record = {"loss": blank(), "terms": {n: blank() for n in stage.names}, "weights": {n: blank() for n in stage.names}}
     scores = np.full(-(-stage.num_steps // length), np.nan, dtype)
 
     # of the stage, only what the compiled round depends on
-    bare = Stage(stage.terms, _whole, 0, stage.batch_size, stage.optimiser, stage.select)
+    bare = stage.bare()
 
     def arguments(state: _State, num_steps: int) -> tuple[Any, ...]:
         return bare, frozen, params, state, data, validation, key, jnp.asarray(num_steps, jnp.int32), length
@@ -230,7 +190,7 @@ def _fit_stage(
 
 def fit(
     model: PyTree,
-    stages: Mapping[str, Stage],
+    stages: Mapping[str, AbstractStage],
     data: Any,
     *,
     key: PRNGKeyArray,
@@ -277,13 +237,13 @@ def fit(
         raise ValueError(f"fit: steps_per_round={steps_per_round}; expected a positive number, or None.")
     model, history = unprepare(model), {}  # what was prepared would be trained as if it were a parameter
     for name, stage in stages.items():
-        # a number zero means "without", so that an ablation costs nothing
-        idle = [n for n, term in stage.terms.items() if isinstance(term.weight, float | int) and term.weight == 0]
-        stage = stage.without(*idle)
+        if isinstance(stage, Stage):  # a number zero means "without", so that an ablation costs nothing
+            idle = [n for n, term in stage.terms.items() if isinstance(term.weight, float | int) and term.weight == 0]
+            stage = stage.without(*idle)
         _check(name, stage, data, validation)
         epoch = stage.num_steps // 50 if isinstance(data, Stored) else data[0].shape[0] // stage.batch_size
         length = max(1, min(stage.num_steps, epoch if steps_per_round is None else steps_per_round))
         folder = None if checkpoint is None else Path(checkpoint)
-        stage_key = _name_key(key, name)
+        stage_key = name_key(key, name)
         model, history[name] = _fit_stage(name, stage, model, data, stage_key, validation, length, folder, progress)
     return model, history
