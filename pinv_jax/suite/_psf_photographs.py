@@ -92,8 +92,8 @@ def networks(side: int, num_steps: int, key: Key[Array, ""], dtype: DTypeLike) -
 def _trained(bench: Bench, nets: dict[str, Any], sampler: Crop, key: Key[Array, ""]) -> tuple[dict[str, Any], Any]:
     """The networks after the same training, and what it took."""
     fast = bench.quick or jax.default_backend() == "cpu"
-    schedule = {"num_examples": 32 if bench.quick else 1600 if fast else 48_000, "epochs": 1}
-    schedule["batch_size"] = 4 if bench.quick else 8 if fast else 64
+    schedule = {"num_examples": 32 if bench.quick else 6400 if fast else 48_000, "epochs": 1}
+    schedule["batch_size"] = 4 if bench.quick else 16 if fast else 64
     seconds = {}
     for name, net in nets.items():
         letters = "".join(c if c.isalnum() else "-" for c in name)
