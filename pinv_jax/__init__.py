@@ -1,13 +1,14 @@
 """Inversion of nonlinear maps in JAX: one problem, one solver, one `solve`, or a million of them at once.
 
 `solve(Problem(f, y), solver, x0)` undoes `y = f(x)` for one observation, `solve_batch` for many. The rooms: `maps`,
-`pde`, `learn`, `solvers`, `diagnostics`, `suite`, `data`, `io`, `plots`.
+`pde`, `learn`, `solvers`, `lifted`, `diagnostics`, `suite`, `data`, `io`, `plots`.
 """
 
 from . import data as data
 from . import diagnostics as diagnostics
 from . import io as io
 from . import learn as learn
+from . import lifted as lifted
 from . import maps as maps
 from . import pde as pde
 from . import plots as plots
