@@ -20,6 +20,10 @@ term `network_loss` and the stage `ImplicitBackprop`.
 Inversion of a `Perceptron`, by `pinv_jax.solve`: `FullSplitting` and `ExplicitPrimalDual`, with the regularisers `L1`,
 `HalfSquaredNorm`, `TotalVariation`, `Box`, `Proximal` of your own, and their sums. `admissible_data` is what they fit,
 `dual_variable` what they know at the end, `alpha_by_discrepancy` finds the weight. `total_variation_prox` denoises.
+
+Inversion of more than one layer: `ShallowDescent` for a `ShallowNetwork` (`shallow_interpolant` makes one of a scalar
+function), `ResidualSplitting` for a `ResidualFlow`, `BlockInversion` for any `LiftedNetwork`. To compare with, through
+back-propagation: `VariationalDescent`. `BregmanIteration` of any of these but the first two stops at the noise.
 """
 
 from ._activations import ACTIVATIONS as ACTIVATIONS
@@ -42,6 +46,7 @@ from ._activations import Tanh as Tanh
 from ._activations import as_activation as as_activation
 from ._backprop import ImplicitBackprop as ImplicitBackprop
 from ._backprop import network_loss as network_loss
+from ._bregman_iteration import BregmanIteration as BregmanIteration
 from ._check_proximal import check_proximal as check_proximal
 from ._explicit_primal_dual import ExplicitPrimalDual as ExplicitPrimalDual
 from ._fit import BlockDescent as BlockDescent
@@ -53,6 +58,12 @@ from ._functionals import Box as Box
 from ._functionals import HalfSquaredNorm as HalfSquaredNorm
 from ._functionals import Proximal as Proximal
 from ._functionals import TotalVariation as TotalVariation
+from ._invert_deep import BlockInversion as BlockInversion
+from ._invert_residual import ResidualFlow as ResidualFlow
+from ._invert_residual import ResidualSplitting as ResidualSplitting
+from ._invert_shallow import ShallowDescent as ShallowDescent
+from ._invert_shallow import ShallowNetwork as ShallowNetwork
+from ._invert_shallow import shallow_interpolant as shallow_interpolant
 from ._network import Layer as Layer
 from ._network import LiftedNetwork as LiftedNetwork
 from ._network import feasibility as feasibility
@@ -70,6 +81,7 @@ from ._perceptron import admissible_data as admissible_data
 from ._perceptron import dual_variable as dual_variable
 from ._proximal_network import DualStep as DualStep
 from ._proximal_network import proximal_network as proximal_network
+from ._quadratic import VariationalDescent as VariationalDescent
 from ._theory import Certificate as Certificate
 from ._theory import alpha_from_noise as alpha_from_noise
 from ._theory import bregman_distance as bregman_distance

@@ -98,7 +98,7 @@ class ImplicitBackprop(AbstractStage):
 
     def bare(self) -> "ImplicitBackprop":
         """See `AbstractStage`."""
-        return self
+        return eqx.tree_at(lambda stage: stage.num_steps, self, 0)
 
     def start(self, params: PyTree, frozen: PyTree, data: Any) -> tuple[()]:
         """See `AbstractStage`."""

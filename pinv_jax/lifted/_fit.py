@@ -58,7 +58,7 @@ class _Lifted(AbstractStage):
 
     def bare(self) -> "_Lifted":
         """See `AbstractStage`."""
-        return self
+        return eqx.tree_at(lambda stage: stage.num_steps, self, 0)
 
     def check(self, name: str) -> None:
         """See `AbstractStage`."""
