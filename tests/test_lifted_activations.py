@@ -244,6 +244,7 @@ def test_at_zero_all_derivatives_are_finite(name):
     assert all(np.all(np.isfinite(each)) for each in derivatives(zero))
 
 
+@pytest.mark.slow
 @names(ALL, VARIANTS)
 def test_single_precision_stays_and_a_batch_equals_a_loop(name):
     activation, (y, z, v) = ALL[name], draws(name, jnp.float32)
@@ -259,6 +260,7 @@ def test_single_precision_stays_and_a_batch_equals_a_loop(name):
         np.testing.assert_allclose(many[3], one, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 @names(ALL, VARIANTS)
 def test_proximal_map_in_single_precision(name):
     activation, v = ALL[name], draws(name, jnp.float32)[2]

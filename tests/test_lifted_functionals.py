@@ -46,7 +46,7 @@ def test_prox_is_the_minimiser_and_agrees_with_brute_force(name):
         assert energy(u, point) <= jnp.min(values) + 1e-12
 
 
-@pytest.mark.parametrize("shape", [(17,), (9, 7), (4, 3, 5)])
+@pytest.mark.parametrize("shape", [(9, 7), *(pytest.param(s, marks=pytest.mark.slow) for s in ((17,), (4, 3, 5)))])
 def test_the_divergence_is_minus_the_transpose_of_the_gradient(shape):
     tv = TotalVariation()
     u, z = random(*shape), random(len(shape), *shape, seed=1)
@@ -120,6 +120,7 @@ def test_the_prox_of_total_variation_agrees_with_scikit_image():
         assert energy(got.value) <= energy(jnp.asarray(reference)) * (1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_the_error_bound_of_the_prox_is_true_and_it_is_exact_on_a_line():
     exact = denoise(noisy(), 0.2, atol=5e-5, max_steps=5000)
     for steps in (100,):
@@ -131,6 +132,7 @@ def test_the_error_bound_of_the_prox_is_true_and_it_is_exact_on_a_line():
     np.testing.assert_allclose(got.value, jnp.where(jnp.arange(20) < 10, 0.05, 0.95), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_prox_of_total_variation_in_a_box_and_per_channel():
     box = TotalVariation() + Box(0.0, 0.6)
     got = lifted.total_variation_prox(noisy(), 0.2, box, atol=1e-4, max_steps=5000)
@@ -148,6 +150,7 @@ def test_the_prox_of_total_variation_in_a_box_and_per_channel():
     np.testing.assert_allclose(channels.value[0], denoise(noisy(), 0.2, atol=1e-4).value, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_prox_of_total_variation_under_vmap_in_float32_and_with_nan():
     images = jnp.stack([noisy(np.float32), noisy(np.float32)[::-1], noisy(np.float32).at[3, 3].set(jnp.nan)])
     got = jax.vmap(lambda v: lifted.total_variation_prox(v, 0.2, atol=1e-3))(images)

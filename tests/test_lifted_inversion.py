@@ -344,6 +344,7 @@ def test_the_variational_solver_denoises_as_the_prox_of_total_variation_does():
     np.testing.assert_allclose(denoised.value, exact.value, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_variational_solver_never_raises_the_energy_of_a_deep_network():
     network, target = _dense(jnp.float64), _start(6, jnp.float64)
     problem = pj.Problem(network, network(target), project=solvers.Box(0.0, 1.0))
@@ -395,6 +396,7 @@ INNER = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", INNER, ids=["splitting", "explicit", "block"])
 def test_lifted_bregman_iterations_regain_the_contrast_that_the_regulariser_took(inner):
     forward, target, noise_std = random_perceptron(num=60), phantom(), 0.01
@@ -436,7 +438,7 @@ def also_slow(*slow):
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in SOLVERS]
 
 
-@pytest.mark.parametrize("name", also_slow("bregman", "variational"))
+@pytest.mark.parametrize("name", also_slow("bregman", "variational", "residual"))
 def test_contracts(name):
     make, solver, make_start = SOLVERS[name]
     forward, start = make(jnp.float64), make_start(jnp.float64)
@@ -458,6 +460,7 @@ def test_contracts(name):
     np.testing.assert_array_equal(none.value, starts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", also_slow("shallow", "residual"))
 def test_float32_reaches_the_default_tolerances(name):
     make, solver, make_start = SOLVERS[name]
@@ -468,6 +471,7 @@ def test_float32_reaches_the_default_tolerances(name):
     assert bool(solution.success) or name == "bregman"  # which is to stop at the noise, and here there is none
 
 
+@pytest.mark.slow
 def test_solves_compose_with_vmap_over_alpha_and_with_derivatives():
     network = relus()
     alphas = jnp.asarray([1e-4, -1.0])
@@ -481,6 +485,7 @@ def test_solves_compose_with_vmap_over_alpha_and_with_derivatives():
     np.testing.assert_allclose(slope, difference, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_discrepancy_stops_at_the_noise():
     network, noise_std = _dense(jnp.float64), 0.01
     target = _start(6, jnp.float64)

@@ -67,6 +67,7 @@ def published():
     )
 
 
+@pytest.mark.slow
 def test_the_norm_of_the_published_perceptron():
     case = published()
     assert case.forward.norm() == pytest.approx(86.252, abs=1e-2)
@@ -74,6 +75,7 @@ def test_the_norm_of_the_published_perceptron():
     np.testing.assert_allclose(jnp.max(case.data), 81.7, atol=0.05)
 
 
+@pytest.mark.slow
 def test_full_splitting_finds_the_disk():
     case = published()
     problem, solver = pj.Problem(case.forward, case.data), FullSplitting(0.015, rtol=1e-6)
@@ -86,6 +88,7 @@ def test_full_splitting_finds_the_disk():
     np.testing.assert_allclose(full.stats.objective, solver.energy(problem, full.value), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_default_tolerance_is_met_in_float32():
     case = published()
     forward, data = jax.tree.map(lambda a: a.astype(jnp.float32), (case.forward, case.data))
@@ -376,6 +379,7 @@ def test_zero_steps_are_legal_and_the_start_is_returned(method):
     assert bool(traced.result == RESULTS.nonlinear_divergence)
 
 
+@pytest.mark.slow
 @each_method
 def test_a_warm_start_is_shorter(method):
     case = small()
@@ -453,6 +457,7 @@ def test_a_solve_projects_data_off_the_domain():
 # The discrepancy principle -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_alpha_meets_the_discrepancy_principle_from_everywhere():
     case, data, x0 = batch()
     problem = pj.Problem(case.forward, data[0], noise_std=0.05)
@@ -481,6 +486,7 @@ def test_alpha_meets_the_discrepancy_principle_from_everywhere():
     assert not bool(never.success)
 
 
+@pytest.mark.slow
 def test_the_expected_noise_level_is_what_noise_gives():
     z, std = jnp.linspace(-2.0, 2.0, 400), 0.01
     for activation in (lifted.Identity(), lifted.Tanh(), lifted.Sigmoid(), lifted.ReLU()):

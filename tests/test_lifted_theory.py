@@ -211,6 +211,7 @@ def test_the_certificate_of_given_operators():
     np.testing.assert_allclose(lifted.convexity_certificate(*wide, 1.0).smallest_eigenvalue, 5.3354e-3, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_with_the_certificate_the_energy_is_convex():
     rng = np.random.default_rng(1)
     (output, shift), rho = lifted.residual_operators(3), 1.05 * lifted.smallest_rho(3, 2.0)

@@ -1,5 +1,10 @@
 """Lifted training: steps that never raise the energy, the limits that tie it to back-propagation, stages of `fit`."""
 
+import ast
+import os
+import subprocess
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -56,7 +61,7 @@ def test_at_the_forward_pass_the_energy_is_the_loss_and_hidden_weights_do_not_mo
     assert float(jnp.max(jnp.abs(back.layers[0].affine.weight))) > 1e-3
 
 
-@pytest.mark.parametrize("penalty", [lifted.Bregman(), lifted.ClassicalLifted()])
+@pytest.mark.parametrize("penalty", [lifted.Bregman(), pytest.param(lifted.ClassicalLifted(), marks=pytest.mark.slow)])
 def test_no_block_step_raises_the_energy(classifier, penalty):
     network, x, y = classifier
     model = model_of(penalty=penalty)
@@ -173,7 +178,8 @@ def test_block_descent_never_raises_the_energy_and_records_it(plain, pairs):
     assert loss(trained) < 0.8 * loss(network)
 
 
-@pytest.mark.parametrize("rule", ["nesterov", pytest.param("heavy-ball", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["nesterov", "heavy-ball"])
 def test_momentum_is_faster_and_restarts_keep_it_from_rising(plain, pairs, rule):
     network, _, history = plain
     stage = lifted.BlockDescent(network, 30, 40, rule=rule)
@@ -217,6 +223,7 @@ def test_implicit_gradient_trains_resumes_and_hands_the_network_back(pairs, tmp_
     assert history["lifted"].loss.shape == (20,)
 
 
+@pytest.mark.slow
 def test_identity_layers_in_closed_form_are_a_regression(pairs):
     x, y = pairs
     network = lifted.wrap(eqx.nn.Linear(6, 3, key=KEY))
@@ -237,6 +244,7 @@ def test_weights_under_a_proximal_map_become_sparse(pairs):
     assert float(jnp.mean(found.layers[0].affine.weight == 0)) > 0.1
 
 
+@pytest.mark.slow
 def test_layers_that_are_alike_are_stacked_and_give_the_same_numbers(pairs):
     network = lifted.wrap(mlp(sizes=(6, 6, 6), depth=3))
     x, y = pairs[0], jnp.tile(pairs[1], (1, 2))
@@ -317,3 +325,30 @@ def test_implicit_steps_by_back_propagation(pairs):
     assert history["bp"].loss[-1] < 0.7 * history["bp"].loss[0]
     norm, _ = power_iteration(lambda v: 2 * v, jnp.ones(3), jnp.ones(3), 2)
     np.testing.assert_allclose(norm, 2.1, rtol=1e-12)
+
+
+SHARDED = """
+import equinox as eqx, jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_enable_x64", True)
+from pinv_jax import learn, lifted
+
+network = lifted.wrap(eqx.nn.MLP(6, 6, 6, 8, activation=jax.nn.relu, key=jax.random.key(0)))
+x = jax.random.normal(jax.random.key(1), (16, 6))
+for count in (None, 1, 2, 4, 8):
+    mesh = None if count is None else jax.sharding.Mesh(np.asarray(jax.devices()[:count]), ("layers",))
+    stage = lifted.ImplicitGradient(network, 4, 8, num_sweeps=2, mesh=mesh)
+    found, history = learn.fit(network, {"lifted": stage}, (x, jnp.sin(x)), key=jax.random.key(2))
+    leaves = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(eqx.filter(found, eqx.is_array))])
+    print(count, repr(leaves.tolist()))
+"""
+
+
+@pytest.mark.slow
+def test_layers_spread_over_devices_give_the_same_numbers():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=os.environ | flags, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = {line.split(" ", 1)[0]: ast.literal_eval(line.split(" ", 1)[1]) for line in done.stdout.splitlines()}
+    assert set(rows) == {"None", "1", "2", "4", "8"}
+    for count in ("1", "2", "4", "8"):
+        np.testing.assert_allclose(rows[count], rows["None"], rtol=1e-10, atol=1e-12)
