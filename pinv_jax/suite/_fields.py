@@ -160,12 +160,13 @@ def train_published(
     train, val = dataset.train, dataset.val
     forward_key, inverse_key, fit_key = jax.random.split(key, 3)
     shape, dtype = train.x.shape[1:], train.x.dtype
-    options: dict[str, Any] = {"width": networks.width, "num_blocks": networks.num_blocks, "padding": networks.padding}
-    surrogate = ResidualCNN(shape, **options, dtype=dtype, key=forward_key)
-    inverse = ResidualCNN(shape, **options, output_activation=networks.output_activation, dtype=dtype, key=inverse_key)
     constants = THREE_STAGE[networks.constants]
     if quick:
         constants = dataclasses.replace(constants, epochs=(2, 1, 1))
+        networks = dataclasses.replace(networks, width=8, num_blocks=1)
+    options: dict[str, Any] = {"width": networks.width, "num_blocks": networks.num_blocks, "padding": networks.padding}
+    surrogate = ResidualCNN(shape, **options, dtype=dtype, key=forward_key)
+    inverse = ResidualCNN(shape, **options, output_activation=networks.output_activation, dtype=dtype, key=inverse_key)
     stages = three_stage(constants, train.num_examples, selection="published")
     third = stages.pop("jcp")
     common = {"key": fit_key, "validation": (val.x, val.y), "progress": progress}
