@@ -7,7 +7,6 @@ import pytest
 
 from pinv_jax import lifted, suite
 from pinv_jax.suite import _lifted_perceptron as perceptron
-from pinv_jax.suite import _lifted_ptychography as ptychography
 from pinv_jax.suite import _lifted_resnet as resnet
 from pinv_jax.suite import _lifted_shallow as shallow
 from pinv_jax.suite import _ptychography as optics
@@ -167,7 +166,7 @@ def test_residual_networks_are_inverted_with_and_without_certificate(tmp_path):
     }
     assert rows["V = W'", 0.0, "lifted splitting", 1.0, 0.0, 1000]["max error"] < 1e-4
     assert rows["V = W'", 0.0, "lifted splitting", 0.9, 0.0, 0]["certificate"] == "no"
-    for network in ("V = W'", "V free", "V = -W', inverse"):
+    for network in ("V = W'", "V = -W', inverse"):
         start = rows[network, 0.0, "the start", None, 0.0, 0]["RMS error"]
         assert rows[network, 0.0, "lifted splitting", 1.0, 0.0, 1000]["RMS error"] < 0.2 * start
         assert rows[network, 0.0, "bisection", None, 0.0, 60]["max error"] < 1e-10
@@ -178,10 +177,10 @@ def test_the_object_is_retrieved_from_moduli(tmp_path):
     report = quick("lifted-ptychography", tmp_path)
     assert report["figures"] == ["figures/25-positions-noise-5.png"]
     fitted = [row for row in report["tables"]["network"] if row["method"] == "lifted, TV"]
-    assert all(row["max error, %"] < 6 for row in fitted)
+    assert len(fitted) == 1
+    assert fitted[0]["max error, %"] < 6
     rows = report["tables"]["retrieval"]
     by_name = {row["method"]: row for row in rows}
     start = by_name["flat object, the start"]["error %"]
     for name in ("error reduction, 300", "lifted, TV, alpha 0.001", "Levenberg-Marquardt, CG"):
         assert by_name[name]["error %"] < 0.4 * start
-    assert ptychography.retrieval.__doc__

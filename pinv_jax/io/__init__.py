@@ -3,12 +3,15 @@
 - Models of this library: `save_model`, `load_model`, `read_model_meta`.
 - Solutions: `save_solution`, `load_solution`.
 - Arrays of the user, `.npy`, `.npz` or `.csv`: `read_array`.
+- Images of the user: `read_idx` (the format of MNIST), `read_image_folder`.
 - PyTorch state files, without PyTorch: `load_torch`; published networks: `load_spnn`, `load_deceptron`.
 
 Every write is atomic, nothing is ever unpickled, and a file that is truncated, foreign or of another structure gives a
 `ValueError` that says what differs and leaves it as it is.
 """
 
+from ._images import read_idx as read_idx
+from ._images import read_image_folder as read_image_folder
 from ._native import load_model as load_model
 from ._native import load_solution as load_solution
 from ._native import read_array as read_array

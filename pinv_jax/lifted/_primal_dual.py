@@ -9,11 +9,10 @@ from jaxtyping import Array, Bool, Float, Scalar
 
 from .._problem import Problem
 from .._solution import RESULTS, result_where
-from ..maps import unstore
 from ..solvers import AbstractSolver, AbstractState, Evaluations, Record, Stop
-from ..solvers import Box as BoxProjection
 from ..solvers._check import concrete
 from ._functionals import AbstractRegulariser, TotalVariation
+from ._inversion import check_regularisation
 from ._perceptron import Perceptron, admit, as_perceptron
 
 
@@ -69,17 +68,7 @@ class AbstractPrimalDual(AbstractSolver[State]):
         """See `AbstractSolver`."""
         name = type(self).__name__
         as_perceptron(problem.forward, name)
-        if problem.prior is not None:
-            raise ValueError(f"{name} knows no prior: write it as the regulariser, `{name}(alpha, HalfSquaredNorm())`.")
-        self.regulariser.check(x)
-        kind, project = self.regulariser.kind, unstore(problem.project)
-        fits = {"none": True, "quadratic": True, "entrywise": isinstance(project, BoxProjection), "other": False}
-        if project is not None and not fits[kind]:
-            raise ValueError(
-                f"{type(self.regulariser).__name__} and project={project!r} have no joint prox; expected "
-                "`solvers.Box(lower, upper)` beside an L1 or Box, and no projection beside a Proximal: put it into "
-                "that prox."
-            )
+        check_regularisation(name, problem, self.regulariser, x)
         if self.duals is not None:
             expected = problem.data.shape, self.regulariser.analysis(x).shape
             given = tuple(jnp.shape(dual) for dual in self.duals)

@@ -26,6 +26,14 @@ from ._heat2d import HEAT2D as HEAT2D
 from ._heat3d import HEAT3D as HEAT3D
 from ._imitate import IMITATE as IMITATE
 from ._lens import LENS as LENS
+from ._lifted_autoencoder import LIFTED_AUTOENCODER as LIFTED_AUTOENCODER
+from ._lifted_autoencoder import autoencoder_study as autoencoder_study
+from ._lifted_denoise import LIFTED_DENOISE as LIFTED_DENOISE
+from ._lifted_perceptron import LIFTED_PERCEPTRON as LIFTED_PERCEPTRON
+from ._lifted_pnn import LIFTED_PNN as LIFTED_PNN
+from ._lifted_ptychography import LIFTED_PTYCHOGRAPHY as LIFTED_PTYCHOGRAPHY
+from ._lifted_resnet import LIFTED_RESNET as LIFTED_RESNET
+from ._lifted_shallow import LIFTED_SHALLOW as LIFTED_SHALLOW
 from ._navier_stokes2d import NAVIER_STOKES2D as NAVIER_STOKES2D
 from ._oscillator import OSCILLATOR as OSCILLATOR
 from ._psf import PSF as PSF
@@ -54,6 +62,13 @@ PROBLEMS: Mapping[str, InverseProblem | Study] = {
         LENS,
         IMITATE,
         PSF,
+        LIFTED_AUTOENCODER,
+        LIFTED_DENOISE,
+        LIFTED_PNN,
+        LIFTED_PERCEPTRON,
+        LIFTED_SHALLOW,
+        LIFTED_RESNET,
+        LIFTED_PTYCHOGRAPHY,
     )
 }
 """Every problem by name."""
