@@ -350,6 +350,10 @@ PDE_MAPS = {
 
 
 VARIANTS = {
+    "darcy, transient",
+    "u-net",
+    "allen-cahn, observed",
+    "heat in a cube",
     "linear surjection, square",
     "surjective chain in a chain",
     "cayley, patches, prepared",

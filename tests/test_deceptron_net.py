@@ -105,6 +105,7 @@ def test_training_that_was_interrupted_goes_on(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_solver_takes_the_steps_of_the_network_and_reports_the_true_residual():
     net, camera = trained()[0], maps.blurring_camera(SHAPE, 1.0, window=5)
     ys = pairs()[0][:4]

@@ -24,6 +24,7 @@ def near_inverse(f, x, seed, size=0.01):
     return lambda data: x + inverse @ (data - y) + size * jnp.sin(3 * data[:D])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("proposal", "damping"), [("paper", 0.0), ("paper", 1e-2), ("defect", 1e-2), ("jvp", 0.0)])
 def test_bound_holds_at_random_points(proposal, damping):
     @eqx.filter_jit

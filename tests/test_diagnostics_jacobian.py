@@ -137,6 +137,7 @@ def test_data_target_is_minimised_by_tikhonov_and_its_minimum_is_the_floor(rank)
     np.testing.assert_allclose(floor, jnp.trace(posterior) / jnp.trace(cov), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_excess_of_the_best_inverse_is_about_zero_and_of_others_positive():
     jac, metric = metric_and_map()
     xs = jnp.zeros((64, 6))
@@ -196,6 +197,7 @@ def test_bad_options_are_named():
         dg.probe_maker("uniform")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "with_metric"), [(jnp.float32, True), (jnp.float64, False)])
 def test_dtype_jit_vmap_and_grad(dtype, with_metric):
     f, g = smooth_pair(dtype=dtype)

@@ -52,6 +52,7 @@ def state(arrays):
 # SPNN ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixing", ["cayley", "householder"])
 def test_spnn_computes_what_it_computed_in_pytorch(mixing, golden):
     arrays = golden[mixing]

@@ -287,6 +287,7 @@ def test_progress_comes_from_the_host_and_the_round_has_no_callbacks():
     assert not any("callback" in text for text in texts)
 
 
+@pytest.mark.slow
 def test_float32_training_stays_float32():
     model = jax.tree.map(lambda a: a.astype(jnp.float32), pair())
     xs, ys = (a.astype(jnp.float32) for a in dataset())

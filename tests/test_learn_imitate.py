@@ -67,6 +67,7 @@ def rms(values):
     return float(np.sqrt(np.mean(values**2)))
 
 
+@pytest.mark.slow
 def test_the_stand_in_beats_the_ridge_regression(stand_in):
     assert 0.05 < stand_in.ridge_errors.fit < 0.5
     assert stand_in.errors.fit < 0.7 * stand_in.ridge_errors.fit
@@ -150,6 +151,7 @@ def test_few_examples_are_regularised():
     assert rms(each(model, fresh_xs) - fresh_ys) < 2 * std(fresh_ys)
 
 
+@pytest.mark.slow
 def test_directions_that_are_ignored_get_small_gains():
     xs, _ = examples(400)
     low_rank = A.at[2:].set(0.0) + A[:2].sum(0)[None, :] * jnp.ones((M, 1))
@@ -164,6 +166,7 @@ def test_directions_that_are_ignored_get_small_gains():
     np.testing.assert_allclose(again(model, xs[:, :M]), xs[:, :M], atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [((1, 4, 4), jnp.float32), pytest.param((2, 4, 4), jnp.float64, marks=pytest.mark.slow), ((1, 3, 5), jnp.float64)],

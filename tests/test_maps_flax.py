@@ -166,6 +166,7 @@ def test_a_module_with_a_list_inside_is_not_hashable_for_flax_and_works():
     np.testing.assert_allclose(jax.jit(lambda net, x: net(x))(net, X), net(X), rtol=1e-12)
 
 
+@pytest.mark.slow
 @BOTH
 def test_training_a_learned_inverse_and_solving_with_it(build):
     a = matrix(3, 3, jnp.float64)

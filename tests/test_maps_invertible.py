@@ -153,6 +153,7 @@ def measured(dtype, *, centred=True):
     return x, y, jax.jit(jax.vmap(measure, in_axes=(None, 0, 0)))(f, x, y)
 
 
+@pytest.mark.slow
 @slow_in_float32
 def test_networks_are_bijections(dtype):
     x, _, got = measured(dtype)
@@ -235,6 +236,7 @@ def test_norm_bound_is_above_the_norm_and_near_it(shape):
         assert norm * (1 - 1e-12) <= bound <= norm * (1.04 if not size else 3.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "activation"),
     [((5,), name) for name in maps._residual.CONTRACTIVE] + [((2, 3, 2), "identity"), ((2, 3, 2), "softplus")],
@@ -274,6 +276,7 @@ def inverse_errors(block, x, *, with_jacobian):
     return jnp.max(jnp.abs(again - x)) / scale, norm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lipschitz", [0.9, 0.99])
 @DTYPES
 def test_fixed_point_inverse_is_exact_near_and_far(lipschitz, dtype):

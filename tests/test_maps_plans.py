@@ -234,6 +234,7 @@ def check(shape, out_shape):
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [s for s in IMAGES if math.prod(s) > 1] + OTHERS, ids=str)
 def test_any_shape_is_taken_to_any_number_of_outputs(shape):
     n = math.prod(shape)

@@ -44,8 +44,9 @@ def lanes(case, num, *, seed=0, scale=0.05):
 @each_solver
 @pytest.mark.parametrize(
     ("problem_name", "dtype"),
-    [(name, jnp.float64) for name in PROBLEMS]
-    + [("rank deficient", jnp.float32), pytest.param("curve fit", jnp.float32, marks=pytest.mark.slow)],
+    [("curve fit", jnp.float64), ("rank deficient", jnp.float32), ("rosenbrock", jnp.float64)]
+    + [pytest.param(name, jnp.float64, marks=pytest.mark.slow) for name in ("linear", "wide", "rank deficient")]
+    + [pytest.param("curve fit", jnp.float32, marks=pytest.mark.slow)],
 )
 def test_reduces_the_objective_and_solves(solver_name, problem_name, dtype):
     case, solver = make(solver_name, problem_name, dtype)

@@ -444,6 +444,7 @@ def test_of_a_linear_map_it_is_moore_penrose_in_one_step(rank):
     assert int(sol.stats.num_steps) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_cg_steps", [20, 0], ids=["newton", "gauss-newton"])
 def test_it_agrees_with_scipy(max_cg_steps):
     _, f, xs, ys = case("minimum norm")

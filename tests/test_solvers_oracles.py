@@ -76,7 +76,10 @@ def point_at(problem, x):
 @pytest.mark.parametrize(
     ("name", "problem_name"),
     [(name, "curve fit") for name in NEWTONS]
-    + [(name, "rank deficient") for name in ("levenberg-marquardt", "gauss-newton", "lbfgs")],
+    + [
+        pytest.param(name, "rank deficient", marks=pytest.mark.slow)
+        for name in ("levenberg-marquardt", "gauss-newton", "lbfgs")
+    ],
 )
 def test_noisy_data_end_stationary_where_scipy_ends(name, problem_name):
     case, problem = noisy(problem_name)
@@ -369,6 +372,7 @@ def trust(case, threshold):
     return solvers.Trust(probes, noise, threshold=threshold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem_name", ["curve fit", "wide"])
 def test_a_random_network_as_inverse_costs_time_but_not_the_answer(problem_name):
     case = known(problem_name)

@@ -125,7 +125,7 @@ def test_the_trained_model_can_be_loaded(whole):
 
 @pytest.mark.parametrize(
     "killed_in",
-    ["first", "row 3", *(pytest.param(where, marks=pytest.mark.slow) for where in ["second", "row 0", "report"])],
+    ["row 3", *(pytest.param(where, marks=pytest.mark.slow) for where in ["first", "second", "row 0", "report"])],
 )
 def test_a_killed_run_resumes_to_the_same_numbers(whole, tmp_path, monkeypatch, killed_in):
     class Killed(BaseException):
@@ -168,6 +168,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(whole, tmp_path, monkeypatch, 
             np.testing.assert_array_equal(a[name], b[name])
 
 
+@pytest.mark.slow
 def test_solvers_can_be_selected_and_baselines_stay(tmp_path):
     report = run(tmp_path / "r", solvers=("lm",), num_test=4)
     assert [row["solver"] for row in report["rows"]] == ["mean", "ridge", "lm"]

@@ -23,6 +23,7 @@ def dataset(name):
 QUICK = ("darcy2d",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_the_tolerance_is_about_twice_the_noise(name):
     found, problem = dataset(name), suite.PROBLEMS[name]
@@ -63,6 +64,7 @@ def test_deconvolution_of_allen_cahn_is_as_good_as_it_was_measured():
     assert 0.018 < float(error) < 0.024
 
 
+@pytest.mark.slow
 def test_an_inverse_of_a_field_starts_as_the_ridge_regression():
     found = dataset("heat2d")
     inverse = _fields.field_inverse(

@@ -127,8 +127,7 @@ def test_classifiers_by_lifted_training_match_back_propagation(bench):
     found = {}
     for method, steps in denoise.classifier_methods(network, len(x["train"]), quick=False):
         if "Adam" not in method.name:
-            name = "".join(c if c.isalnum() else "-" for c in method.name)
-            net = methods.trained(bench, name, method, network, data, steps).network
+            net = methods.trained(bench, methods.file_name(method.name), method, network, data, steps).network
             found[method.name] = (methods.objective(net, *data), float(denoise.right(net, x["test"], parts["test"].y)))
     sgd = found["SGD, rate 0.1"]
     for tau in ("1", "10"):

@@ -78,6 +78,7 @@ def test_the_drift_changes_the_diffusivity_and_nothing_else(dataset):
     np.testing.assert_array_equal(other.y_mean, dataset.physics.y_mean)
 
 
+@pytest.mark.slow
 def test_the_watch_sees_a_misfit_and_a_constant_inverse(dataset):
     watch = eqx.filter_jit(_watch.Watch(dataset))
     x = dataset.test.x[0]
