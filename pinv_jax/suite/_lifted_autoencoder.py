@@ -167,6 +167,7 @@ def table(
     for method, estimate in estimates.items():
         labels = {"encoder": name, "method": method, "start": "", "alpha": None}
         rows.append(_row(encoder, codes, truth, estimate, labels))
+    # not from black: of a deep encoder most units are off there, and no method gets away from it
     starts = {"mean image": mean, "linear": jnp.clip(linear, 0, 1)}
     for plan in plans:
         title = f"{plan.name}, TV and box" if plan.box else f"{plan.name}, TV"

@@ -25,6 +25,7 @@ from ._lifted_methods import (
     SWEEP,
     Method,
     compared,
+    file_name,
     gradient_methods,
     lifted_methods,
     objective,
@@ -133,8 +134,9 @@ def autoencoder(bench: Bench) -> Findings:
         rows.append(
             _row(equal, method.name, quality(clean["test"], estimate) | cells, training=training, method=method)
         )
-        images[f"{method.name} ({equal})"] = estimate
-        bench.keep(f"denoise-{len(rows)}", training.network)
+        if equal == "products":
+            images[method.name] = estimate
+            bench.keep(f"denoise-{file_name(method.name)}", training.network)
     side = round(mean.shape[1] ** 0.5)
     shown = {name: np.clip(np.asarray(stack)[:8].reshape(-1, side, side), 0, 1) for name, stack in images.items()}
     measures = {"images": {name: len(x) for name, x in clean.items()}, "noise": NOISE, "code weight": ALPHA}

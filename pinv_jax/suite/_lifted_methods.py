@@ -189,6 +189,11 @@ def compared(
     return [line for group in groups.values() for line in group]
 
 
+def file_name(name: str) -> str:
+    """The name of a method as that of a file."""
+    return "-".join("".join(c if c.isalnum() or c == "." else " " for c in name).split())
+
+
 def objective(
     network: Any, x: Float[Array, "n *x"], y: Float[Array, "n *y"], sparsity: Mapping[int, float] | None = None
 ) -> float:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from .. import lifted, plots
 from ._lens_camera import quality
-from ._lifted_methods import compared, gradient_methods, lifted_methods, objective, ridge
+from ._lifted_methods import compared, file_name, gradient_methods, lifted_methods, objective, ridge
 from ._psf_photographs import TEST, TRAIN, grey
 from ._study import Bench, Findings, Study
 
@@ -113,8 +113,9 @@ def denoiser(bench: Bench) -> Findings:
         estimate = _denoised(training.network, noisy)
         loss = objective(training.network, seen[:num], clean[:num])
         rows.append(_row(equal, method.name, truth, estimate, training, method, loss))
-        pictures[f"{method.name} ({equal})"] = estimate
-        bench.keep(f"pnn-{len(rows)}", training.network)
+        if equal == "products":
+            pictures[method.name] = estimate
+            bench.keep(f"pnn-{file_name(method.name)}", training.network)
     measures = {
         "patches": {"test": len(truth), "pixels": side, "photographs of training": len(train_images)},
         "noise": NOISE,
