@@ -2,8 +2,11 @@
 
 import argparse
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -11,7 +14,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pinv-jax", description="Inversion of nonlinear maps in JAX.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="build the data of a problem, train, solve, and write a report")
-    run.add_argument("problem", help="its name, see `pinv-jax list`; or `all` of them, one after another")
+    run.add_argument("problem", help="its name, see `pinv-jax list`; or `all` of them")
     run.add_argument("--seed", type=int, default=0, help="of data, training and probes (default 0)")
     run.add_argument(
         "--recipe", action="append", metavar="NAME", help="a recipe or part by name; repeatable; all if absent"
@@ -22,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, metavar="FOLDER", help="default results/PROBLEM; for `all`, of all folders")
     run.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
     run.add_argument("--quick", action="store_true", help="small and short, to see that everything runs")
+    run.add_argument("--jobs", type=int, default=2, metavar="N", help="for `all`: so many at a time (default 2)")
     commands.add_parser("list", help="name the problems, their recipes and the solvers")
     return parser
 
@@ -65,6 +69,8 @@ def _run(options: argparse.Namespace) -> int:
     _known("problem", [options.problem], [*suite.PROBLEMS, "all"])
     if options.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
+    if options.quick:  # most of it is compilation
+        jax.config.update("jax_disable_most_optimizations", True)
     if options.problem != "all":
         out = Path("results") / options.problem if options.out is None else options.out
         _run_one(options, options.problem, out)
@@ -72,10 +78,30 @@ def _run(options: argparse.Namespace) -> int:
     for name in ("recipe", "solver", "num_test"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')}: not all problems have the same; run them by name")
-    for name in suite.PROBLEMS:
-        _run_one(options, name, (Path("results") if options.out is None else options.out) / name)
-        print()
-    return 0
+    return _run_all(options, Path("results") if options.out is None else options.out)
+
+
+def _run_all(options: argparse.Namespace, root: Path) -> int:
+    """Every problem in a process of its own, `options.jobs` at a time, as most of a quick run is compilation."""
+    from . import suite
+
+    if options.jobs < 1:
+        raise ValueError(f"--jobs {options.jobs}; expected at least 1")
+    flags = ["--seed", str(options.seed), "--dtype", options.dtype]
+    flags += [f"--{name}" for name in ("quick", "resume") if getattr(options, name)]
+    root.mkdir(parents=True, exist_ok=True)
+
+    def run(name: str) -> bool:
+        command = [sys.executable, "-m", "pinv_jax.cli", "run", name, *flags, "--out", str(root / name)]
+        start, log = time.monotonic(), root / f"{name}.log"
+        with open(log, "w", encoding="utf-8") as output:
+            status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+        end = "done" if status == 0 else f"failed with exit status {status}"
+        print(f"{name}: {end} in {time.monotonic() - start:.0f} s, {log}", flush=True)
+        return status == 0
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        return 0 if all(list(pool.map(run, suite.PROBLEMS))) else 1
 
 
 def _run_one(options: argparse.Namespace, name: str, out: Path) -> None:
