@@ -2,6 +2,7 @@
 
 import functools
 import json
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -206,6 +207,41 @@ def test_the_command_prints_one_table_and_writes(command, tmp_path):
         "safeguarded",
     ]
     assert (tmp_path / "r" / "report.json").exists()
+
+
+@pytest.mark.parametrize("broken", [None, "two"])
+def test_all_problems_run_in_processes_of_their_own(monkeypatch, capsys, tmp_path, broken):
+    commands = {}
+
+    def start(command, *, stdout, **_):
+        name = command[command.index("run") + 1]
+        commands[name] = command
+        stdout.write(f"output of {name}")
+        return subprocess.CompletedProcess(command, 3 if name == broken else 0)
+
+    monkeypatch.setattr(suite, "PROBLEMS", {"one": SMALL, "two": SMALL, "three": SMALL})
+    monkeypatch.setattr(cli.subprocess, "run", start)
+    status = cli.main(["run", "all", "--seed", "4", "--resume", "--out", str(tmp_path)])
+    assert status == (0 if broken is None else 1)
+    out = capsys.readouterr().out
+    for name in ("one", "two", "three"):
+        ends = ["--seed", "4", "--dtype", "float32", "--resume", "--out", str(tmp_path / name)]
+        assert commands[name][1:] == ["-m", "pinv_jax.cli", "run", name, *ends]
+        assert (tmp_path / f"{name}.log").read_text() == f"output of {name}"
+        assert f"{name}: {'failed with exit status 3' if name == broken else 'done'} in" in out
+
+
+def test_a_quick_run_solves_with_each_solver_once():
+    ones, first = jnp.ones(1), solvers.GradientDescent()
+    methods = [
+        ("ridge", "", abs),
+        ("gd", "a", first),
+        ("gd", "scored otherwise", first),
+        ("gd", "b", solvers.GradientDescent(0.4)),
+        ("ridge", "again", abs),
+    ]
+    rows = [suite.Row("r", name, note, abs, method, ones, ones, ones, 0.1, abs) for name, note, method in methods]
+    assert [row.note for row in runner._first_of_each_solver(rows)] == ["", "a", "scored otherwise", "again"]
 
 
 def test_the_command_lists_problems_and_solvers(capsys):

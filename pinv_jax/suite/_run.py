@@ -103,8 +103,8 @@ def run(
 
 def _first_of_each_solver(rows: Sequence[Row]) -> list[Row]:
     """Without the further settings of a solver, each of which takes seconds to compile; estimates stay."""
-    firsts = {row.solver: row for row in reversed(rows) if isinstance(row.method, AbstractSolver)}
-    return [row for row in rows if firsts.get(row.solver, row) is row]
+    firsts = {row.solver: row.method for row in reversed(rows) if isinstance(row.method, AbstractSolver)}
+    return [row for row in rows if firsts.get(row.solver, row.method) is row.method]
 
 
 def _wanted(row: Row, solvers: Sequence[str] | None) -> bool:
