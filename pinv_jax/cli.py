@@ -69,8 +69,6 @@ def _run(options: argparse.Namespace) -> int:
     _known("problem", [options.problem], [*suite.PROBLEMS, "all"])
     if options.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    if options.quick:  # most of it is compilation
-        jax.config.update("jax_disable_most_optimizations", True)
     if options.problem != "all":
         out = Path("results") / options.problem if options.out is None else options.out
         _run_one(options, options.problem, out)
