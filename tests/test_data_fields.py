@@ -30,6 +30,7 @@ def test_shape_and_dtype_as_an_argument_of_jit(name, dtype):
     assert (draw.shape, draw.dtype) == (shape, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_every_key_has_its_own_draw(name):
     assert len({field.tobytes() for field in draws(name)}) == 800

@@ -45,6 +45,7 @@ def test_the_published_network():
     assert net.corrector.last.weight.shape[:2] == (1, 32)
 
 
+@pytest.mark.slow
 def test_one_step_is_the_formula():
     net = eqx.tree_at(lambda net: net.gains, network(2), jnp.asarray([0.3, -0.4]))
     x, y = pairs()[1][0], pairs()[0][0]

@@ -179,6 +179,7 @@ def measure(f, ys):
     return jax.vmap(one)(ys, jax.random.split(key(5), ys.shape[0]))
 
 
+@pytest.mark.slow
 @each_dtype
 def test_the_natural_pinv_is_nearest_to_zero_in_the_completed_space(dtype):
     got = measure(funnel(dtype, 0.3), draws(dtype)[1])

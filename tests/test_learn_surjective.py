@@ -173,6 +173,7 @@ def test_the_second_stage_leaves_the_map_bit_identical(published):
     assert sorted(history.terms) == ["natural", "reconstruction"]
 
 
+@pytest.mark.slow
 def test_the_papers_first_stage_leaves_the_sections_bit_identical(natural):
     start, one, two, history = natural
     assert same(maps.sections(one), maps.sections(start))

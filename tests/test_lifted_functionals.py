@@ -77,6 +77,7 @@ def test_values_of_total_variation():
     assert TotalVariation(ndim=2).gradient(u).shape == (2, 3, 8, 8)
 
 
+@pytest.mark.slow
 def test_the_derivative_of_total_variation_is_finite_everywhere():
     tv = TotalVariation()
     np.testing.assert_array_equal(jax.grad(tv)(jnp.ones((4, 4))), jnp.zeros((4, 4)))

@@ -148,6 +148,7 @@ def cubic():
     return flow
 
 
+@pytest.mark.slow
 def test_the_20_blocks_are_inverted_exactly(cubic):
     targets = jnp.linspace(-0.95, 0.95, 39)[:, None]
     problem = pj.Problem(cubic, jax.vmap(cubic)(targets))
@@ -244,6 +245,7 @@ def phantom(dtype=jnp.float64):
     return jnp.zeros((6, 6), dtype).at[1:4, 2:5].set(1.0)
 
 
+@pytest.mark.slow
 def test_one_layer_agrees_with_the_solvers_for_perceptrons():
     forward = random_perceptron()
     problem = pj.Problem(forward, forward(phantom()) + 0.05, project=solvers.Box(0.0, 1.0))

@@ -59,7 +59,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("eqx MLP", "convolutional") else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS],
+    [name if name == "eqx MLP" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS],
 )
 def test_wrapped_networks_are_the_networks_and_come_back(name):
     model, shape = NETWORKS[name]()

@@ -199,6 +199,7 @@ def three_blocks(dtype):
     return maps.SurjectiveChain(sum(blocks, []))
 
 
+@pytest.mark.slow
 @each_dtype
 def test_the_natural_pseudo_inverse_keeps_the_latents_of_zero(dtype):
     f = three_blocks(dtype)

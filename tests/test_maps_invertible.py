@@ -302,6 +302,7 @@ def test_fixed_point_inverse_where_the_bound_is_attained(lipschitz, sign):
     assert float(norm) == pytest.approx(1 / slope, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_inverse_are_implicit():
     """With respect to y and to every parameter, both modes and second order, against differences.
 

@@ -164,6 +164,7 @@ def test_a_forward_map_that_returns_nan_is_never_a_success(solver_name):
     assert bool(sol.result == RESULTS.nonfinite_input)
 
 
+@pytest.mark.slow
 @each_main_solver
 def test_float32_batches_agree_with_single_solves_to_rounding(solver_name):
     case, solver = make(solver_name, "curve fit", jnp.float32, atol=1e-3)

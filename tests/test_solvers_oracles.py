@@ -132,6 +132,7 @@ def test_solves_in_a_box_agree_with_scipy(name, bounds):
     np.testing.assert_allclose(sol.value, value, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMISTIX)
 def test_optimistix_solvers_go_through_unchanged(name):
     case = known("curve fit")
@@ -258,6 +259,7 @@ def test_projections_have_their_known_values():
     np.testing.assert_allclose(solvers.Simplex()(jnp.asarray([5.0, 0.0, 4.5])), [0.75, 0.0, 0.25], atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("project", "feasible"),
     [
@@ -491,11 +493,11 @@ def test_only_the_defect_form_gets_below_the_error_of_the_inverse():
         solvers.GradientDescent(),
         solvers.LBFGS(),
         solvers.GaussNewton(),
-        solvers.GaussNewton(solvers.ConjugateGradients()),
+        pytest.param(solvers.GaussNewton(solvers.ConjugateGradients()), marks=pytest.mark.slow),
         solvers.LevenbergMarquardt(),
-        solvers.LevenbergMarquardt(solvers.SVD()),
-        solvers.LevenbergMarquardt(solvers.ConjugateGradients()),
-        solvers.LevenbergMarquardt(damping=1e-3),
+        pytest.param(solvers.LevenbergMarquardt(solvers.SVD()), marks=pytest.mark.slow),
+        pytest.param(solvers.LevenbergMarquardt(solvers.ConjugateGradients()), marks=pytest.mark.slow),
+        pytest.param(solvers.LevenbergMarquardt(damping=1e-3), marks=pytest.mark.slow),
         solvers.Safeguarded(lambda y: 0.9 * jnp.linalg.solve(jnp.asarray([[1.0, 0.9], [0.0, 0.3]]), y)),
     ],
     ids=lambda solver: type(solver).__name__,

@@ -71,6 +71,7 @@ def both_ways(encoder, decoder, network, x):
     return encoder(x), decoder(encoder(x)), network(x)
 
 
+@pytest.mark.slow
 def test_autoencoders_are_their_two_halves():
     cases = {
         2: encoders.dense_autoencoder((4, 5), (8, 6), jnp.float64, KEY),
