@@ -251,12 +251,12 @@ def test_layers_that_are_alike_are_stacked_and_give_the_same_numbers(pairs):
     params, frozen = eqx.partition(network, eqx.is_inexact_array)
     stage = lifted.BlockDescent(network, 1, 40)
     hidden = jax.tree.map(lambda a: a + 0.1, _sweeps.forward_states(network, x))
-    bounds = stage._bounds(params, frozen, x)
-    together, _ = stage._weight_sweep(params, frozen, x, hidden, y, params, 0.0, bounds, 1)
+    bounds = stage.power_directions(params, frozen, x)
+    together, _ = stage.weight_sweep(params, frozen, x, hidden, y, params, 0.0, bounds, 1)
     items = [
         (*problem, weights, direction)
         for problem, weights, direction in zip(
-            stage._problems(frozen, x, hidden, y, params, 0.0), params.layers, bounds.weights, strict=True
+            stage.weight_problems(frozen, x, hidden, y, params, 0.0), params.layers, bounds.weights, strict=True
         )
     ]
     assert _sweeps.stacked_alike(items) == [[0, 1, 2], [3]]

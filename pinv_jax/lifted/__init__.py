@@ -46,11 +46,10 @@ from ._activations import Tanh as Tanh
 from ._activations import as_activation as as_activation
 from ._backprop import ImplicitBackprop as ImplicitBackprop
 from ._backprop import network_loss as network_loss
+from ._block_descent import BlockDescent as BlockDescent
 from ._bregman_iteration import BregmanIteration as BregmanIteration
 from ._check_proximal import check_proximal as check_proximal
 from ._explicit_primal_dual import ExplicitPrimalDual as ExplicitPrimalDual
-from ._fit import BlockDescent as BlockDescent
-from ._fit import ImplicitGradient as ImplicitGradient
 from ._full_splitting import FullSplitting as FullSplitting
 from ._functionals import L1 as L1
 from ._functionals import AbstractRegulariser as AbstractRegulariser
@@ -58,6 +57,7 @@ from ._functionals import Box as Box
 from ._functionals import HalfSquaredNorm as HalfSquaredNorm
 from ._functionals import Proximal as Proximal
 from ._functionals import TotalVariation as TotalVariation
+from ._implicit_gradient import ImplicitGradient as ImplicitGradient
 from ._invert_deep import BlockInversion as BlockInversion
 from ._invert_residual import ResidualFlow as ResidualFlow
 from ._invert_residual import ResidualSplitting as ResidualSplitting
