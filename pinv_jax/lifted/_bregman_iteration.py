@@ -103,8 +103,7 @@ class BregmanIteration(AbstractSolver[BregmanState]):
     Args:
         inner: the inner solver, of a large `alpha`, and of the regulariser.
         num_inner: steps of it in each step; so many that its first result is about right. Too few, above all with a
-            small `alpha`, and the iteration diverges, or meets the noise with a wrong image: 250 steps of
-            `FullSplitting` did on a 64 x 64 image where 100 did not.
+            small `alpha`, and the iteration diverges, or meets the noise with a wrong image.
         discrepancy: 1 to 1.5 is usual.
         atol, rtol: see above.
 

@@ -59,10 +59,6 @@ class LiftedStage(AbstractStage):
         """See `AbstractStage`."""
         return eqx.tree_at(lambda stage: stage.num_steps, self, 0)
 
-    def check(self, name: str) -> None:
-        """See `AbstractStage`."""
-        del name
-
     def power_directions(self, params: PyTree, frozen: PyTree, x: Array) -> Bounds:
         """Directions that are good already, from examples `x`."""
         network = eqx.combine(params, frozen)

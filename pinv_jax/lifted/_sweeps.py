@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from ..maps import Linear
 from ._activations import Identity
-from ._network import Layer, LiftedNetwork, power_iteration, tree_axpy, tree_dot, tree_norm, tree_sub
+from ._network import Layer, LiftedNetwork, penalties, power_iteration, tree_axpy, tree_dot, tree_norm, tree_sub
 from ._penalties import MACQP, AbstractPenalty, Bregman
 
 Hidden = tuple[PyTree, ...]
@@ -40,11 +40,9 @@ class Model(eqx.Module):
         """The mean over the batch of the energy, and of the penalty of each layer."""
 
         def one(x: Array, hidden: Hidden, target: PyTree) -> tuple[Scalar, Array]:
-            num = len(network.layers)
-            terms = zip(network.layers, (*hidden, target), network.preactivations(x, hidden), strict=True)
-            each = [self.of(i, num).value(layer.activation, y, z) for i, (layer, y, z) in enumerate(terms)]
+            each = penalties(network, x, hidden, target, self.penalty)
             codes = [weight * jnp.sum(jnp.abs(hidden[i - 1])) for i, weight in self.sparsity.items()]
-            return sum(codes, start=sum(each[1:], start=each[0])), jnp.stack(each)
+            return sum(codes, start=jnp.sum(each)), each
 
         energy, each = jax.vmap(one)(x, hidden, target)
         return jnp.mean(energy), jnp.mean(each, axis=0)

@@ -3,7 +3,7 @@
 `x` on 32 x 32 points of a torus, blobs, fronts and rings with values in [-1, 1]; `y` after 60 semi-implicit steps to
 time 0.12, clipped to [-1, 1]; noise 0.002 on the observation. Published success: an error of `x` of at most 0.10. A
 linear deconvolution that ignores the reaction has an error of 0.02. The recipe `reduced` is the published one with 16
-channels and two blocks in place of 48 and four: two hours of two cores instead of a day.
+channels and two blocks in place of 48 and four: about an eighteenth of the products.
 """
 
 import dataclasses

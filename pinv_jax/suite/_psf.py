@@ -69,7 +69,7 @@ def _schedule(bench: Bench) -> dict[str, int]:
     if bench.quick:
         return {"num_examples": 32, "epochs": 1, "batch_size": 4}
     if jax.default_backend() == "cpu":
-        return {"num_examples": 4000, "epochs": 3, "batch_size": 16}  # half an hour of a core
+        return {"num_examples": 4000, "epochs": 3, "batch_size": 16}
     return {"num_examples": 4000, "epochs": 12, "batch_size": 64}
 
 
