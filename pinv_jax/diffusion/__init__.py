@@ -2,6 +2,7 @@
 
 - `Prior`: a network that tells an image from its noise, with the schedule of the noise: `LinearSchedule`,
   `CosineSchedule`, `ContinuousLinearSchedule`, `ContinuousCosineSchedule`, or an `AbstractSchedule` of your own.
+- `DenoisingUNet`, the network of DDPM; `fit_prior` trains one, or another callable, with averaged weights.
 - `gaussian_prior`, `mixture_prior`: priors known in closed form.
 - `sample`: one image, by `DDPM`, `DDIM` or `DDNM` (with time travel), from noise or from a `Start`.
 - Guides, `guide(denoise, x_t, t, key) -> x0_hat`: `project_after` (non-linear back-projection, onto one or several
@@ -33,3 +34,6 @@ from ._schedules import ContinuousCosineSchedule as ContinuousCosineSchedule
 from ._schedules import ContinuousLinearSchedule as ContinuousLinearSchedule
 from ._schedules import CosineSchedule as CosineSchedule
 from ._schedules import LinearSchedule as LinearSchedule
+from ._train import denoising as denoising
+from ._train import fit_prior as fit_prior
+from ._unet import DenoisingUNet as DenoisingUNet

@@ -8,9 +8,11 @@ import functools
 import math
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Scalar
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
 Time = Scalar | float | int
 
@@ -22,7 +24,8 @@ class AbstractSchedule(eqx.Module):
 
     - `log_alpha_bar(t)`, zero at `clean` and decreasing to `last`, by operations that jax can trace;
     - `clean`, the time of the image without noise, and `last`, the noisiest time;
-    - `times(num_steps)`, from a noisy time down to `clean`.
+    - `times(num_steps)`, from a noisy time down to `clean`;
+    - `draw(key, dtype)`, a random noisy time for training.
     """
 
     @property
@@ -42,6 +45,10 @@ class AbstractSchedule(eqx.Module):
     @abc.abstractmethod
     def times(self, num_steps: int) -> np.ndarray:
         """`num_steps` times from noise to data, and `clean` after them."""
+
+    @abc.abstractmethod
+    def draw(self, key: PRNGKeyArray, dtype: DTypeLike) -> Scalar:
+        """A random noisy time, uniform."""
 
     def alpha_bar(self, t: Time) -> Scalar:
         """The share of the variance of `x_t` that the image has."""
@@ -106,6 +113,10 @@ class AbstractDiscreteSchedule(AbstractSchedule):
         if not 1 <= num_steps <= total:
             raise ValueError(f"num_steps={num_steps}, expected between 1 and the {total} steps of the schedule.")
         return np.append((np.arange(num_steps) * total // num_steps)[::-1], -1).astype(float)
+
+    def draw(self, key: PRNGKeyArray, dtype: DTypeLike) -> Scalar:
+        """See `AbstractSchedule`."""
+        return jax.random.randint(key, (), 0, len(self.alpha_bars())).astype(dtype)
 
     def check(self) -> None:
         """See `AbstractSchedule`."""
@@ -218,6 +229,10 @@ class AbstractContinuousSchedule(AbstractSchedule):
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps}, expected a positive number.")
         return self.last * np.arange(num_steps, -1, -1) / num_steps
+
+    def draw(self, key: PRNGKeyArray, dtype: DTypeLike) -> Scalar:
+        """See `AbstractSchedule`."""
+        return jax.random.uniform(key, (), jnp.dtype(dtype), 0.0, self.last)
 
 
 class ContinuousLinearSchedule(AbstractContinuousSchedule):
