@@ -25,7 +25,7 @@ from ._lens_camera import quality, relative, shown
 from ._priors import TrainedPrior, trained_prior
 from ._study import Bench, Findings, Study
 
-SCALES = (0.1, 0.3, 1.0, 3.0, 10.0)
+SCALES = (0.3, 1.0, 3.0)
 """Of the gradient of DPS; the best on images of training is taken."""
 DPS_NAME, LINEAR_NAME, OURS = "DPS", "linear back-projection, non-linearity ignored", "NLBP"
 REFERENCE = (
@@ -129,7 +129,7 @@ def guided(make: Callable[..., Any], num_steps: int) -> Method:
     return method
 
 
-def _ours(task: Degradation, seen: Observation) -> Any:
+def onto_bounds(task: Degradation, seen: Observation) -> Any:
     return project_after_interval(task.known, seen.lower, seen.upper)
 
 
@@ -139,11 +139,11 @@ def finished(method: Method, prior: Prior, task: Degradation, seen: Observation,
     return solve(Problem(task.f, seen.y), GaussNewton(SVD(rcond=1e-5)), x, max_steps=10).value
 
 
-def _linear(task: Degradation, seen: Observation) -> Any:
+def ignoring(task: Degradation, seen: Observation) -> Any:
     return LinearBackProjection(task.linear, seen.y)
 
 
-def _dps(task: Degradation, seen: Observation, scale: Any) -> Any:
+def by_gradient(task: Degradation, seen: Observation, scale: Any) -> Any:
     return DPS(jax.tree_util.Partial(outside, task.f, seen), jnp.zeros_like(seen.y), scale)
 
 
@@ -161,13 +161,13 @@ def _apply(method: Any, prior: Prior, task: Degradation, seen: Observation, keys
 
 
 @eqx.filter_jit
-def _observe(task: Degradation, x: Float[Array, "n *x"], keys: PRNGKeyArray) -> Observation:
+def observe(task: Degradation, x: Float[Array, "n *x"], keys: PRNGKeyArray) -> Observation:
     with jax.default_matmul_precision("highest"):
         return jax.vmap(lambda x, key: task.sense(task.f(x), key))(x, keys)
 
 
 @eqx.filter_jit
-def _misses(task: Degradation, seen: Observation, x: Float[Array, "n *x"]) -> Float[Array, " n"]:
+def misses(task: Degradation, seen: Observation, x: Float[Array, "n *x"]) -> Float[Array, " n"]:
     with jax.default_matmul_precision("highest"):
         return jax.vmap(lambda seen, x: relative(outside(task.f, seen, x), seen.y))(seen, x)
 
@@ -182,13 +182,13 @@ def measured(
 ) -> dict[str, Any]:
     """A row of the table: medians over images and seeds."""
     scores = [quality(to_unit(x), to_unit(estimate)) for estimate in estimates]
-    misses = np.stack([_misses(task, seen, estimate) for estimate in estimates])
+    missed = np.stack([misses(task, seen, estimate) for estimate in estimates])
     return {
         "method": name,
         "PSNR dB": float(np.median([score["psnr"] for score in scores])),
         "SSIM": float(np.median([score["ssim"] for score in scores])),
-        "consistency": float(np.median(misses)),
-        "worst": float(np.max(misses)),
+        "consistency": float(np.median(missed)),
+        "worst": float(np.max(missed)),
         "evaluations": cost,
         "derivatives": cost if name.startswith((DPS_NAME, "PiGDM")) else 0,
         "ms/image": 1e3 * seconds / len(x),
@@ -213,11 +213,11 @@ def best_scale(trained: TrainedPrior, task: Degradation, num_steps: int, num: in
     """The scale of DPS with the best PSNR on images of training."""
     draw_key, sense_key, sample_key = jax.random.split(key, 3)
     x = jax.jit(jax.vmap(trained.images.draw))(jax.random.split(draw_key, num))
-    seen = _observe(task, x, jax.random.split(sense_key, num))
+    seen = observe(task, x, jax.random.split(sense_key, num))
 
     @eqx.filter_jit
     def level(trained: Prior, task: Degradation, scale: Array) -> Array:
-        method = guided(functools.partial(_dps, scale=scale), num_steps)
+        method = guided(functools.partial(by_gradient, scale=scale), num_steps)
         estimate = _apply(method, trained, task, seen, jax.random.split(sample_key, num))
         return jnp.median(quality(to_unit(x), to_unit(estimate))["psnr"])
 
@@ -232,16 +232,16 @@ def findings(bench: Bench, task: Task) -> Findings:
         task.prior, folder, quick=bench.quick, seed=bench.seed, dtype=bench.dtype, progress=bench.progress
     )
     degradation = task.build(bench, trained)
-    num_test, num_seeds, num_steps = (3, 2, 3) if bench.quick else (len(trained.images.test[:36]), 3, 50)
+    num_test, num_seeds, num_steps = (3, 2, 3) if bench.quick else (32, 3, 50)
     x = trained.images.test[:num_test]
     choice_key, sense_key, sample_key = jax.random.split(bench.key, 3)
-    seen = _observe(degradation, x, jax.random.split(sense_key, num_test))
+    seen = observe(degradation, x, jax.random.split(sense_key, num_test))
     keys = list(jax.random.split(sample_key, num_seeds))
-    scale = 1.0 if bench.quick else best_scale(trained, degradation, num_steps, 8, choice_key)
-    ours = guided(_ours, num_steps)
+    scale = 1.0 if bench.quick else best_scale(trained, degradation, num_steps, 6, choice_key)
+    ours = guided(onto_bounds, num_steps)
     guides = {
-        LINEAR_NAME: guided(_linear, num_steps),
-        DPS_NAME: guided(functools.partial(_dps, scale=scale), num_steps),
+        LINEAR_NAME: guided(ignoring, num_steps),
+        DPS_NAME: guided(functools.partial(by_gradient, scale=scale), num_steps),
         **{name: make(num_steps) for name, make in task.extra.items()},
         OURS: ours if degradation.stand_in is None else functools.partial(finished, ours),
     }
