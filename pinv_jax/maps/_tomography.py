@@ -21,7 +21,7 @@ class ParallelBeam(DenseSurjection):
 
     Where the strips of every direction cover the whole image, each direction sees the same total mass, and the rows are
     linearly dependent: strips must leave the corners out, as a scanner does whose field of view is a disk. Wider strips
-    are better conditioned: at 32 x 32 pixels and 16 directions the condition number is 210 with 12 strips 2 pixels wide,
+    are better conditioned: at 32 x 32 pixels and 16 directions the condition number is 210 with 12 strips of 2 pixels,
     and 3100 with 24 of 1 pixel.
 
     Args:

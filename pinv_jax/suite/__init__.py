@@ -45,6 +45,7 @@ from ._restoration import Degradation as Degradation
 from ._restoration import Observation as Observation
 from ._restoration import Task as Task
 from ._restoration import restoration_study as restoration_study
+from ._restore_blind import RESTORE_BLIND as RESTORE_BLIND
 from ._restore_coefficients import RESTORE_JPEG as RESTORE_JPEG
 from ._restore_coefficients import RESTORE_LINEAR as RESTORE_LINEAR
 from ._restore_learned import RESTORE_CODEC as RESTORE_CODEC
@@ -92,6 +93,7 @@ PROBLEMS: Mapping[str, InverseProblem | Study] = {
         RESTORE_CLIP,
         RESTORE_LINEAR,
         RESTORE_PAIRS,
+        RESTORE_BLIND,
         RESTORE_CT,
         RESTORE_COLOUR,
         RESTORE_CODEC,

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import plots
 from .._problem import Problem
-from ..diffusion import DDIM, DPS, LinearBackProjection, Prior, project_after_interval, sample
+from ..diffusion import DDIM, DPS, LinearBackProjection, Prior, Start, project_after_interval, sample
 from ..maps import AbstractSurjection, Affine, SurjectiveChain, store
 from ..solvers import SVD, GaussNewton, solve
 from ._lens_camera import quality, relative, shown
@@ -27,7 +27,12 @@ from ._study import Bench, Findings, Study
 
 SCALES = (0.3, 1.0, 3.0)
 """Of the gradient of DPS; the best on images of training is taken."""
+NUM_STEPS, DPS_STEPS = 20, 50
+"""Of sampling; more than 20 change little where every estimate is put onto the data, DPS needs them."""
+FROM = 400
+"""The time of the schedule to which `pinv` is noised, for the row that begins there."""
 DPS_NAME, LINEAR_NAME, OURS = "DPS", "linear back-projection, non-linearity ignored", "NLBP"
+WARM = f"{OURS}, from pinv noised to t = {FROM}"
 REFERENCE = (
     "Y. Ehrlich, A. Berman, A. Shocher, Pseudo-Invertible Neural Networks, 2026, arXiv:2602.06042; Y. Wang, J. Yu, "
     "J. Zhang, DDNM, 2023, arXiv:2212.00490; H. Chung et al., DPS, 2023, arXiv:2209.14687"
@@ -125,6 +130,16 @@ def guided(make: Callable[..., Any], num_steps: int) -> Method:
 
     def method(prior: Prior, task: Degradation, seen: Observation, key: PRNGKeyArray) -> Any:
         return sample(prior, DDIM(num_steps, 1.0), key=key, guide=make(task, seen))
+
+    return method
+
+
+def warm(num_steps: int) -> Method:
+    """NLBP that begins with the pseudo-inverse, noised, in place of noise alone."""
+
+    def method(prior: Prior, task: Degradation, seen: Observation, key: PRNGKeyArray) -> Any:
+        start = Start(task.known.pinv(seen.y), FROM)
+        return sample(prior, DDIM(num_steps, 1.0), key=key, guide=onto_bounds(task, seen), start=start)
 
     return method
 
@@ -232,30 +247,34 @@ def findings(bench: Bench, task: Task) -> Findings:
         task.prior, folder, quick=bench.quick, seed=bench.seed, dtype=bench.dtype, progress=bench.progress
     )
     degradation = task.build(bench, trained)
-    num_test, num_seeds, num_steps = (3, 2, 3) if bench.quick else (32, 3, 50)
+    num_test, num_seeds, num_steps, dps_steps = (3, 2, 3, 3) if bench.quick else (32, 3, NUM_STEPS, DPS_STEPS)
     x = trained.images.test[:num_test]
     choice_key, sense_key, sample_key = jax.random.split(bench.key, 3)
     seen = observe(degradation, x, jax.random.split(sense_key, num_test))
     keys = list(jax.random.split(sample_key, num_seeds))
-    scale = 1.0 if bench.quick else best_scale(trained, degradation, num_steps, 6, choice_key)
+    scale = 1.0 if bench.quick else best_scale(trained, degradation, dps_steps, 6, choice_key)
     ours = guided(onto_bounds, num_steps)
     guides = {
         LINEAR_NAME: guided(ignoring, num_steps),
-        DPS_NAME: guided(functools.partial(by_gradient, scale=scale), num_steps),
+        DPS_NAME: guided(functools.partial(by_gradient, scale=scale), dps_steps),
         **{name: make(num_steps) for name, make in task.extra.items()},
         OURS: ours if degradation.stand_in is None else functools.partial(finished, ours),
     }
+    begun = warm(num_steps)
+    guides[WARM] = begun if degradation.stand_in is None else functools.partial(finished, begun)
     if degradation.stand_in is not None:
         guides[f"{OURS} on the stand-in, not finished"] = ours
+    costs = dict.fromkeys(guides, num_steps)
+    costs |= {DPS_NAME: dps_steps, WARM: sum(t <= FROM for t in trained.prior.schedule.times(num_steps)) - 1}
     rows, found = [], {}
     for name, method in (dict(ESTIMATES) | guides).items():
-        sampled = name in guides
-        found[name], seconds = run_method(method, trained.prior, degradation, seen, keys if sampled else keys[:1])
-        rows.append(measured(name, degradation, seen, x, found[name], seconds, num_steps if sampled else 0))
+        each = keys if name in guides else keys[:1]
+        found[name], seconds = run_method(method, trained.prior, degradation, seen, each)
+        rows.append(measured(name, degradation, seen, x, found[name], seconds, costs.get(name, 0)))
     averaged = {name: [jnp.mean(jnp.stack(found[name]), axis=0)] for name in (DPS_NAME, OURS)}
     for name, estimate in averaged.items():
-        cost = num_seeds * num_steps
-        rows.append(measured(f"{name}, mean of {num_seeds}", degradation, seen, x, estimate, 0.0, cost))
+        title, cost = f"{name}, mean of {num_seeds}", num_seeds * costs[name]
+        rows.append(measured(title, degradation, seen, x, estimate, 0.0, cost))
         rows[-1]["ms/image"] = num_seeds * next(row["ms/image"] for row in rows if row["method"] == name)
     by_name = {row["method"]: row for row in rows}
     linear, dps, ours = (by_name[name] for name in (LINEAR_NAME, DPS_NAME, OURS))
@@ -263,6 +282,7 @@ def findings(bench: Bench, task: Task) -> Findings:
         "images": num_test,
         "seeds": num_seeds,
         "steps": num_steps,
+        "steps of DPS": dps_steps,
         "scale of DPS": scale,
         "training of the prior, s": trained.seconds,
         "PSNR above linear, dB": ours["PSNR dB"] - linear["PSNR dB"],

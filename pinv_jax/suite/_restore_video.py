@@ -15,7 +15,10 @@ from ._priors import trained_prior
 from ._psf_photographs import TEST, grey
 from ._restoration import (
     DPS_NAME,
+    DPS_STEPS,
+    FROM,
     LINEAR_NAME,
+    NUM_STEPS,
     OURS,
     REFERENCE,
     Degradation,
@@ -33,8 +36,6 @@ from ._restoration import (
 from ._restore_optics import RESTORE_BLUR
 from ._study import Bench, Findings, Study
 
-FROM = 400
-"""The time of the schedule to which the frame before is noised, where sampling begins with it."""
 NAMES = (
     LINEAR_NAME,
     DPS_NAME,
@@ -87,17 +88,21 @@ def video(bench: Bench) -> Findings:
     options = {"quick": bench.quick, "seed": bench.seed, "dtype": bench.dtype, "progress": bench.progress}
     trained = trained_prior("photographs32", folder, **options)
     task = RESTORE_BLUR.recipes["blur"].keywords["task"].build(bench, trained)  # pyright: ignore
-    num_clips, num_frames, num_steps, num_seeds = (2, 3, 3, 1) if bench.quick else (12, 6, 50, 3)
+    num_clips, num_frames, num_seeds = (2, 3, 1) if bench.quick else (12, 6, 3)
+    num_steps, dps_steps = (3, 3) if bench.quick else (NUM_STEPS, DPS_STEPS)
     x = clips(num_clips, num_frames, 32, bench.dtype)
     sense_key, choice_key, sample_key = jax.random.split(bench.key, 3)
     frames = x.reshape(-1, *x.shape[2:])
     flat = observe(task, frames, jax.random.split(sense_key, len(frames)))
     seen = jax.tree.map(lambda a: a.reshape(num_clips, num_frames, *a.shape[1:]), flat)
-    scale = 1.0 if bench.quick else best_scale(trained, task, num_steps, 6, choice_key)
-    alone = [guided(make, num_steps) for make in (ignoring, functools.partial(by_gradient, scale=scale), onto_bounds)]
+    scale = 1.0 if bench.quick else best_scale(trained, task, dps_steps, 6, choice_key)
+    gradient = guided(functools.partial(by_gradient, scale=scale), dps_steps)
+    alone = [guided(ignoring, num_steps), gradient, guided(onto_bounds, num_steps)]
     methods = [functools.partial(each_frame, method, same=False) for method in alone]
     methods += [functools.partial(each_frame, alone[-1], same=True), functools.partial(from_before, num_steps)]
     later = sum(t <= FROM for t in trained.prior.schedule.times(num_steps)) - 1
+    costs = dict.fromkeys(NAMES, float(num_steps)) | {DPS_NAME: float(dps_steps)}
+    costs[NAMES[-1]] = float(num_steps + (num_frames - 1) * later) / num_frames
     rows, pictures = [], {"frame": shown(to_unit(x[0]))}
     for name, method in zip(NAMES, methods, strict=True):
         found, seconds = run_method(method, trained.prior, task, seen, list(jax.random.split(sample_key, num_seeds)))
@@ -107,7 +112,6 @@ def video(bench: Bench) -> Findings:
             flicker.append(jnp.sqrt(jnp.mean((error[:, 1:] - error[:, :-1]) ** 2, axis=(1, 2, 3, 4))))
             scores.append(quality(to_unit(frames), to_unit(estimate.reshape(frames.shape))))
             missed.append(misses(task, flat, estimate.reshape(frames.shape)))
-        cost = num_steps if name != NAMES[-1] else (num_steps + (num_frames - 1) * later) / num_frames
         rows.append(
             {
                 "method": name,
@@ -115,7 +119,7 @@ def video(bench: Bench) -> Findings:
                 "SSIM": float(np.median([score["ssim"] for score in scores])),
                 "consistency": float(np.median(missed)),
                 "change of the error between frames": float(np.median(flicker)),
-                "evaluations": float(cost),
+                "evaluations": costs[name],
                 "ms/frame": 1e3 * seconds / len(frames),
             }
         )
