@@ -88,11 +88,13 @@ class Deconvolution(eqx.Module):
     Attributes:
         kernel: of the convolution.
         y: the observation, between -1 and 1.
+        noise: its standard deviation.
         num_iterations: of conjugate gradients.
     """
 
     kernel: Float[Array, "k k"]
     y: Float[Array, "1 h w"]
+    noise: Any = 2 * NOISE
     num_iterations: int = eqx.field(static=True, default=15)
 
     def __call__(self, denoise: Any, x_t: Float[Array, "1 H W"], t: Scalar, key: PRNGKeyArray) -> Float[Array, "1 H W"]:
@@ -100,7 +102,7 @@ class Deconvolution(eqx.Module):
         del key
         x0 = denoise(x_t, t)
         signal, spread = denoise.schedule.scales(t)
-        level = (2 * NOISE) ** 2 * (signal**2 / spread**2 + 4)
+        level = self.noise**2 * (signal**2 / spread**2 + 4)
         forward = functools.partial(convolve, self.kernel)
         transpose = jax.linear_transpose(forward, x0)
         through = lambda v: forward(transpose(v)[0]) + level * v
