@@ -22,6 +22,7 @@ from ._base import Evaluations as Evaluations
 from ._base import Point as Point
 from ._base import Record as Record
 from ._base import Stop as Stop
+from ._batch import solve_batch as solve_batch
 from ._cyclic import CyclicProjection as CyclicProjection
 from ._cyclic import cyclic_nlbp as cyclic_nlbp
 from ._descent import AbstractDescent as AbstractDescent
@@ -50,6 +51,5 @@ from ._search import Armijo as Armijo
 from ._search import Damping as Damping
 from ._search import PublishedArmijo as PublishedArmijo
 from ._solve import solve as solve
-from ._solve import solve_batch as solve_batch
 from ._trust import Trust as Trust
 from ._unrolled import Unrolled as Unrolled
