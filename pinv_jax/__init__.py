@@ -1,7 +1,8 @@
 """Inversion of nonlinear maps in JAX: one problem, one solver, one `solve`, or a million of them at once.
 
 `solve(Problem(f, y), solver, x0)` undoes `y = f(x)` for one observation, `solve_batch` for many. The rooms: `maps`,
-`pde`, `learn`, `solvers`, `lifted`, `diagnostics`, `suite`, `data`, `io`, `plots`; each is imported at its first use.
+`pde`, `learn`, `solvers`, `lifted`, `diffusion`, `diagnostics`, `suite`, `data`, `io`, `plots`; each is imported at its
+first use.
 """
 
 import importlib
@@ -21,6 +22,7 @@ from .solvers import solve_batch as solve_batch
 if TYPE_CHECKING:
     from . import data as data
     from . import diagnostics as diagnostics
+    from . import diffusion as diffusion
     from . import io as io
     from . import learn as learn
     from . import lifted as lifted
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from . import solvers as solvers
     from . import suite as suite
 
-_ROOMS = ("data", "diagnostics", "io", "learn", "lifted", "maps", "pde", "plots", "solvers", "suite")
+_ROOMS = ("data", "diagnostics", "diffusion", "io", "learn", "lifted", "maps", "pde", "plots", "solvers", "suite")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -3,7 +3,7 @@
 Models: `InversePair`, and the single-layer `Deceptron` of the workshop paper.
 
 Loop: `fit` runs `Stage`s made of `Term`s; `Gated` is a weight that waits for a condition. Another kind of training is
-an `AbstractStage` of its own, whose step is given a `Batch`.
+an `AbstractStage` of its own, whose step is given a `Batch`; `AveragedStage` keeps moving averages of the parameters.
 
 Losses on one example, `(model, x, y, key) -> scalar`: `forward_fit`, `reconstruction`, `cycle`, `spectral`, `bias_tie`,
 `bias_mean_tie`, `composition`, `jcp`; options go in by `functools.partial`.
@@ -24,6 +24,8 @@ grids `CoarseToFine`, and `LearnedISTA`.
 Recipes: `three_stage` with `ThreeStageConstants` and `THREE_STAGE`; `deceptron_stage` with `ridge_prefit`.
 """
 
+from ._averaged import Averaged as Averaged
+from ._averaged import AveragedStage as AveragedStage
 from ._deceptron import deceptron_stage as deceptron_stage
 from ._deceptron import jcp_ramp as jcp_ramp
 from ._deceptron import ridge_prefit as ridge_prefit
