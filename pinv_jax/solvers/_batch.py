@@ -109,10 +109,11 @@ def solve_batch(
     with jax.default_matmul_precision(precision):
         if mode != "masked":
             task = make_task(part, shared, limit, history, precision)
-            queue = Queue(part, x0, keys, _share_of(num, mesh))
+            queue = Queue(part, x0, keys, share_of(num, num, mesh))
             widths = pick_widths(num, lanes, mode, narrowest, mesh)
+            report = None if progress is None else lambda waiting, live: progress(num - waiting - live, live, num)
             with contextlib.suppress(Traced):
-                return run_lanes(task, queue, mesh=mesh, report=progress, **widths)
+                return run_lanes(task, queue, mesh=mesh, report=report, **widths)
         options = {"history": history, "adjoint": adjoint, "precision": precision}
         masked = part, x0, keys
         return everywhere(_run_masked, mesh, (shared, limit), masked, (), tuple(options.items()))
@@ -156,10 +157,12 @@ def pick_widths(num: int, lanes: int | None, mode: Mode, narrowest: int, mesh: M
     return {"width": width, "num_exchanged": -(-width // 8), "narrowest": narrowest}
 
 
-def _share_of(num: int, mesh: Mesh | None) -> Array:
+def share_of(count: int, num: int, mesh: Mesh | None) -> Array:
+    """Of `num` places spread evenly, the first `count` of which are taken, how many of each device's are."""
     if mesh is None:
-        return jnp.full(1, num, jnp.int32)
-    return spread(np.full(mesh.size, num // mesh.size, np.int32), mesh)
+        return jnp.full(1, count, jnp.int32)
+    each = num // mesh.size
+    return spread(np.clip(count - each * np.arange(mesh.size), 0, each).astype(np.int32), mesh)
 
 
 def _check_lanes(solver: Any, x0: Array, lanes: Any, mode: Any, narrowest: Any, mesh: Any) -> None:

@@ -283,7 +283,7 @@ def run_lanes(
         num_exchanged: finished lanes that are exchanged at once.
         narrowest: the width below which live lanes are not gathered any more.
         mesh: the devices.
-        report: called as `report(done, live, total)` every few turns.
+        report: called as `report(waiting, live)` every few turns.
 
     Returns:
         What was found, at the place of each observation.
@@ -304,7 +304,7 @@ def run_lanes(
             raise Traced
         most, total = largest_and_sum(counts, mesh)
         if report is not None:
-            report(num - int(total.sum()), int(total[0]), num)
+            report(int(total[1]), int(total[0]))
         return stretch, int(most[0]), int(most[1])
 
     if width * num_devices >= num:
