@@ -23,6 +23,8 @@ from ._base import Point as Point
 from ._base import Record as Record
 from ._base import Stop as Stop
 from ._batch import solve_batch as solve_batch
+from ._columns import Streamed as Streamed
+from ._columns import read_stream as read_stream
 from ._cyclic import CyclicProjection as CyclicProjection
 from ._cyclic import cyclic_nlbp as cyclic_nlbp
 from ._descent import AbstractDescent as AbstractDescent
@@ -51,5 +53,6 @@ from ._search import Armijo as Armijo
 from ._search import Damping as Damping
 from ._search import PublishedArmijo as PublishedArmijo
 from ._solve import solve as solve
+from ._stream import solve_stream as solve_stream
 from ._trust import Trust as Trust
 from ._unrolled import Unrolled as Unrolled

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from .._problem import Problem
 from .._solution import RESULTS, History, Solution, Stats, result_where
@@ -56,7 +56,9 @@ def turn(problem: Problem, solver: AbstractSolver, lane: Lane, precision: str) -
         return x, after, rows
 
 
-def finish(problem: Problem, solver: AbstractSolver, lane: Lane, finite: Bool[Array, ""]) -> Solution:
+def finish(
+    problem: Problem, solver: AbstractSolver, lane: Lane, finite: Bool[Array, ""], num_idle: Int[Array, ""]
+) -> Solution:
     """What the lane has found, and why it ended."""
     x, state, rows = lane
     done, result = solver.terminate(problem, x, state)
@@ -72,6 +74,7 @@ def finish(problem: Problem, solver: AbstractSolver, lane: Lane, finite: Bool[Ar
         num_g=evaluations.g,
         num_jvp=evaluations.jvp,
         num_vjp=evaluations.vjp,
+        num_idle=num_idle,
         residual_rms=record.residual_rms,
         objective=record.objective,
     )
@@ -102,7 +105,10 @@ def run_lane(
         kind="lax" if adjoint == "forward" else "checkpointed",
         checkpoints=checkpoints,
     )
-    return finish(problem, solver, lane, finite)
+    # A batch under `vmap` goes on until its last lane has finished.
+    record = lane[1].record
+    num_turns = record.num_steps + record.num_rejected
+    return finish(problem, solver, lane, finite, eqxi.unvmap_max(num_turns) - num_turns)
 
 
 def _start(num: int, record: Record) -> History:
