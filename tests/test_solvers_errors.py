@@ -258,7 +258,7 @@ OPTIONS = {
     "history without slots": (lambda: pj.solve(problem(), LM, X0, history=0), ["history=0", "at least 1"]),
     "unknown adjoint": (
         lambda: pj.solve(problem(), LM, X0, adjoint="reverse"),
-        ["adjoint='reverse'", "'forward' or 'checkpointed'"],
+        ["adjoint='reverse'", "'forward', 'checkpointed', 'implicit'"],
     ),
     "unknown proposal": (
         lambda: solvers.DIPG(inverse, proposal="newton"),

@@ -30,6 +30,7 @@ from ._descent import AbstractDescentSolver as AbstractDescentSolver
 from ._dipg import DIPG as DIPG
 from ._gauss_newton import GaussNewton as GaussNewton
 from ._gradient_descent import GradientDescent as GradientDescent
+from ._implicit_derivative import Implicit as Implicit
 from ._intervals import clipping_box as clipping_box
 from ._intervals import quantisation_box as quantisation_box
 from ._lbfgs import LBFGS as LBFGS
