@@ -117,7 +117,7 @@ def test_gauss_newton_is_exact_only_without_a_residual():
 def test_a_derivative_of_second_order():
     _, w, data, _ = PROBLEMS["over-determined"]
     slope = jax.jit(jax.grad(lambda w: jnp.sum(solution(data, w, "over-determined", adjoint="implicit") ** 2)))
-    np.testing.assert_allclose(jax.grad(slope)(w), (slope(w + 1e-5) - slope(w - 1e-5)) / 2e-5, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(slope)(w), (slope(w + 1e-3) - slope(w - 1e-3)) / 2e-3, rtol=1e-4)
 
 
 # Everything that a problem can have -----------------------------------------------------------------------------------
@@ -185,17 +185,17 @@ def test_a_solution_in_the_kink_of_a_bound_is_not_certified():
 # Lanes that are not at a minimiser ------------------------------------------------------------------------------------
 
 
-def batch_gradient(policy, max_steps=300):
-    """Gradients of one sum over five lanes: three converge, one has NaN data, one starts where `f` overflows."""
+def batch_gradient(policy):
+    """Gradients of one sum over five lanes: three converge, one has NaN data, one a NaN start."""
     _, w, data, x0 = PROBLEMS["over-determined"]
     data = jnp.stack([data, data + 0.05 * TIMES, data, data, 0.9 * data]).at[2, 4].set(jnp.nan)
-    x0 = jnp.stack([x0] * 5).at[3].set(jnp.array([1.0, -2000.0, 0.0]))
+    x0 = jnp.stack([x0] * 5).at[3, 1].set(jnp.nan)
     solver = solvers.LevenbergMarquardt(**TIGHT)
 
     def total(data, w):
         problem = pj.Problem(jax.tree_util.Partial(curve, w), data)
-        sol = pj.solve_batch(problem, solver, x0, max_steps=max_steps, adjoint=Implicit(policy))
-        return jnp.sum(sol.value @ jnp.array([1.0, 2.0, 3.0]), where=jnp.arange(5) < 5)
+        sol = pj.solve_batch(problem, solver, x0, max_steps=300, adjoint=Implicit(policy))
+        return jnp.sum(sol.value @ jnp.array([1.0, 2.0, 3.0]))
 
     return jax.jit(jax.grad(total, argnums=(0, 1)))(data, w)
 
@@ -245,15 +245,14 @@ def test_a_solve_that_ran_out_of_steps_has_no_gradient():
 @pytest.mark.slow
 def test_a_solve_that_stopped_at_the_noise_is_not_stationary():
     """Its implicit gradient would be far off; it is refused, and the policy "unrolled" returns that of the steps."""
-    blur = maps.prepare(maps.GaussianBlur((1, 12, 1), 1.5, 7, dtype=jnp.float64))
-    weight = jnp.sin(jnp.arange(12.0)).reshape(1, 12, 1)
-    truth = jnp.cos(jnp.arange(12.0) / 3).reshape(1, 12, 1)
-    data = blur(truth) + 0.05 * jnp.sin(5 * jnp.arange(12.0)).reshape(1, 12, 1)
+    grid = jnp.arange(12.0)
+    blur = jnp.exp(-0.2 * (grid[:, None] - grid[None]) ** 2) / 4
+    weight, data = jnp.sin(grid), jnp.sinh(blur @ jnp.cos(grid / 3) + 0.05 * jnp.sin(5 * grid))
 
     def total(data, adjoint):
-        problem = pj.Problem(lambda x: jnp.sinh(blur(x)), jnp.sinh(data), noise_std=0.05)
+        problem = pj.Problem(lambda x: jnp.sinh(blur @ x), data, noise_std=0.05)
         solver = solvers.GaussNewton(solvers.ConjugateGradients(max_steps=4), discrepancy=1.0)
-        return jnp.sum(weight * pj.solve(problem, solver, jnp.zeros((1, 12, 1)), adjoint=adjoint).value)
+        return weight @ pj.solve(problem, solver, jnp.zeros(12), adjoint=adjoint).value
 
     gradient = lambda adjoint: jax.jit(jax.grad(lambda d: total(d, adjoint)))(data)
     steps = gradient("checkpointed")
@@ -322,8 +321,6 @@ def refused(solver=None, project=None, wrt="data", **options):
 ERRORS = {
     "projection": ({"project": solvers.Ball(1.0)}, r"knows one projection, `solvers.Box\(lower, upper\)`, and got Ball"),
     "solver": ({"solver": solvers.MinimumNorm()}, "MinimumNorm returns another point. Use adjoint='checkpointed'"),
-    "policy": ({"uncertified": "none"}, "uncertified='none' is unknown; use 'nan', 'zero' or 'unrolled'"),
-    "hessian": ({"hessian": "half"}, "hessian='half' is unknown; use 'full' or 'gauss-newton'"),
     "budget": ({"max_steps": 0}, "max_steps=0; expected at least one"),
     "start": ({"wrt": "x0"}, "no derivative in x0 or in the solver"),
     "start, unrolled": ({"wrt": "x0", "uncertified": "unrolled"}, "no derivative in x0 or in the solver"),

@@ -13,6 +13,9 @@
 | `MinimumNorm` | to the point of the fibre nearest to a reference | f, JVP, VJP |
 | `Unrolled` | the next step of a network trained end to end | f, the network |
 
+`Implicit` differentiates a solve at its minimiser; `laplace` and `randomise_then_optimise` sample what the data leave
+open.
+
 Plain functions for one step: `nlbp`, `nlbp_interval` (with `quantisation_box`, `clipping_box`), `cyclic_nlbp`.
 """
 
@@ -43,6 +46,10 @@ from ._normal import SVD as SVD
 from ._normal import AbstractNormalSolver as AbstractNormalSolver
 from ._normal import Cholesky as Cholesky
 from ._normal import ConjugateGradients as ConjugateGradients
+from ._posterior import LaplacePosterior as LaplacePosterior
+from ._posterior import WeightedSamples as WeightedSamples
+from ._posterior import laplace as laplace
+from ._posterior import randomise_then_optimise as randomise_then_optimise
 from ._projections import Ball as Ball
 from ._projections import Box as Box
 from ._projections import Simplex as Simplex
