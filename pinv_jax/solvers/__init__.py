@@ -13,6 +13,9 @@
 | `MinimumNorm` | to the point of the fibre nearest to a reference | f, JVP, VJP |
 | `Unrolled` | the next step of a network trained end to end | f, the network |
 
+`Implicit` differentiates a solve at its minimiser; `laplace` and `randomise_then_optimise` sample what the data leave
+open.
+
 Plain functions for one step: `nlbp`, `nlbp_interval` (with `quantisation_box`, `clipping_box`), `cyclic_nlbp`.
 """
 
@@ -32,6 +35,7 @@ from ._descent import AbstractDescentSolver as AbstractDescentSolver
 from ._dipg import DIPG as DIPG
 from ._gauss_newton import GaussNewton as GaussNewton
 from ._gradient_descent import GradientDescent as GradientDescent
+from ._implicit_derivative import Implicit as Implicit
 from ._intervals import clipping_box as clipping_box
 from ._intervals import quantisation_box as quantisation_box
 from ._lbfgs import LBFGS as LBFGS
@@ -44,6 +48,10 @@ from ._normal import SVD as SVD
 from ._normal import AbstractNormalSolver as AbstractNormalSolver
 from ._normal import Cholesky as Cholesky
 from ._normal import ConjugateGradients as ConjugateGradients
+from ._posterior import LaplacePosterior as LaplacePosterior
+from ._posterior import WeightedSamples as WeightedSamples
+from ._posterior import laplace as laplace
+from ._posterior import randomise_then_optimise as randomise_then_optimise
 from ._projections import Ball as Ball
 from ._projections import Box as Box
 from ._projections import Simplex as Simplex

@@ -11,9 +11,10 @@ from .._problem import Problem
 from .._solution import RESULTS, History, Solution, Stats, result_where
 from ._base import AbstractSolver, Record
 from ._check import check_problem
+from ._implicit_derivative import Implicit, differentiate, unrolls
 from ._optimistix import run_optimistix
 
-Adjoint = Literal["forward", "checkpointed"]
+Adjoint = Literal["forward", "checkpointed", "implicit"] | Implicit
 Lane = tuple[Array, Any, History | None]
 """What crosses a turn of the loop: `x`, the state of the solver, and the history."""
 
@@ -23,7 +24,7 @@ def as_arrays(solver: Any, max_steps: int, adjoint: Adjoint, dtype: Any) -> tupl
     if not isinstance(solver, AbstractSolver):
         return solver, max_steps
     solver = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype) if isinstance(leaf, float) else leaf, solver)
-    return solver, max_steps if adjoint == "checkpointed" else jnp.asarray(max_steps)
+    return solver, max_steps if unrolls(adjoint) else jnp.asarray(max_steps)
 
 
 def begin(problem: Problem, solver: AbstractSolver, x0: Array, key: Any, history: int | None) -> Lane:
@@ -93,6 +94,11 @@ def run_lane(
 ) -> Solution:
     """The whole loop of one observation."""
     check_problem(problem, solver, x0)  # here, so that it runs once per trace
+    if adjoint == "implicit" or isinstance(adjoint, Implicit):
+        options = Implicit() if adjoint == "implicit" else adjoint
+        steps: Adjoint = "checkpointed" if unrolls(options) else "forward"
+        run = lambda p, s, x: run_lane(p, s, x, key, max_steps, history, steps, precision)
+        return differentiate(run, problem, solver, x0, options, precision)
     if not isinstance(solver, AbstractSolver):
         return run_optimistix(problem, solver, x0, max_steps)
     finite = finite_input(problem, x0)
