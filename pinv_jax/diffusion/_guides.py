@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -24,8 +24,13 @@ class AbstractGuide(eqx.Module):
     - `guide(denoise, x_t, t, key) -> x0_hat`, where `denoise(x_t, t)` is the estimate of the prior, which may be
       differentiated, and `denoise.schedule` the schedule;
     - `ready()`, if something can be computed before the loop;
-    - `finish(x)`, if the image shall be changed after it.
+    - `finish(x)`, if the image shall be changed after it;
+    - `is_score = True`, if the estimate is the mean of the image given `x_t` and the observation: then the noise in
+      `x_t` is another one too. Where an estimate is only projected it is not, and a sampler that took it for such would
+      be biased for good, see `benchmarks/guidance_bias.py`.
     """
+
+    is_score: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(self, denoise: Denoise, x_t: Float[Array, "*x"], t: Scalar, key: PRNGKeyArray) -> Float[Array, "*x"]:
