@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
 from ..maps import AbstractSurjection, Joint, Natural, prepare, store
 from ..solvers import cyclic_nlbp, nlbp, nlbp_interval
+from ..solvers._check import concrete
 from ..solvers._nlbp import as_surjection
 from ._prior import Denoise
 from ._schedules import noised
@@ -211,10 +212,16 @@ def project_after_interval(
         final: see `project_after`.
 
     Raises:
-        ValueError: `f` is no surjection, or, when it is used, a lower bound exceeds its upper one.
+        ValueError: `f` is no surjection, or a lower bound exceeds its upper one.
     """
     f = as_surjection(f, "project_after_interval")
-    return ProjectAfterInterval(f, jnp.asarray(lower), jnp.asarray(upper), store(step_size), final)
+    lower, upper = (jnp.asarray(bound, f.out_structure().dtype) for bound in (lower, upper))
+    if concrete(lower) and concrete(upper) and (num := int(jnp.sum(lower > upper))):
+        raise ValueError(
+            f"project_after_interval: lower exceeds upper in {num} entries; expected lower <= upper everywhere. Were "
+            "they swapped?"
+        )
+    return ProjectAfterInterval(f, lower, upper, store(step_size), final)
 
 
 class LinearBackProjection(AbstractGuide):

@@ -228,7 +228,7 @@ def _finished(forward: Any, onto: Any, x: Array, data: Array) -> Array:
 
 
 def _is_several(degradation: Any) -> bool:
-    return isinstance(degradation, Sequence) and all(callable(unstore(f)) for f in degradation)
+    return isinstance(degradation, Sequence) and bool(degradation) and all(callable(unstore(f)) for f in degradation)
 
 
 def _finite(data: Any) -> Any:
