@@ -1,4 +1,4 @@
-"""`python -m benchmarks restoration_cost`: what guidance costs, batches against single calls, memory by number of steps.
+"""`python -m benchmarks restoration_cost`: what guidance costs, batches against single calls, memory by steps.
 
 - `guidance`: a chain of a U-Net of DDPM with back-projection after every estimate, against the same chain without; in
   turns, medians. Beside the ratio of times that of the floating-point operations, as XLA counts them.
