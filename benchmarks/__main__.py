@@ -16,6 +16,8 @@ NAMES = (
     "pde_cost",
     "spnn",
     "lifted_speed",
+    "guidance_bias",
+    "restoration_cost",
     "import_time",
     "table",
 )

@@ -2,7 +2,8 @@
 
 - `Prior`: a network that tells an image from its noise, with the schedule of the noise: `LinearSchedule`,
   `CosineSchedule`, `ContinuousLinearSchedule`, `ContinuousCosineSchedule`, or an `AbstractSchedule` of your own.
-- `DenoisingUNet`, the network of DDPM; `fit_prior` trains one, or another callable, with averaged weights.
+- `DenoisingUNet`, the network of DDPM, and `flax_denoiser`, any of flax; `fit_prior` trains either, or another
+  callable, with averaged weights. `io.load_ddpm` reads published weights.
 - `gaussian_prior`, `mixture_prior`: priors known in closed form.
 - `sample`: one image, by `DDPM`, `DDIM`, `DDNM` (with time travel), `ProbabilityFlow` (an ODE) or `FixedPoint` (to a
   tolerance), from noise or from a `Start`.
@@ -16,6 +17,7 @@
 
 from ._exact import gaussian_prior as gaussian_prior
 from ._exact import mixture_prior as mixture_prior
+from ._flax import flax_denoiser as flax_denoiser
 from ._flow import FixedPoint as FixedPoint
 from ._flow import ProbabilityFlow as ProbabilityFlow
 from ._gradient_guides import DPS as DPS
