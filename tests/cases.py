@@ -258,6 +258,9 @@ SURJECTIONS = {
     "varying blur": lambda dtype: maps.VaryingBlur((2, 5, 6), 0.3, 0.7, dtype=dtype),
     "varying blur, coarser": lambda dtype: maps.VaryingBlur((2, 4, 6), 0.4, 1.0, factor=2, dtype=dtype),
     "fish-eye": fisheye,
+    "block transform": lambda dtype: maps.BlockDCT((2, 4, 6), 2, dtype),
+    "parallel beam": lambda dtype: maps.ParallelBeam((1, 5, 5), 3, 3, dtype=dtype),
+    "beer-lambert": lambda dtype: maps.BeerLambert((6,), -0.5, 1.0, dtype=dtype),
 }
 
 LINEAR_MAPS = {
@@ -369,6 +372,7 @@ VARIANTS = {
     "parallel on a trunk",
     "varying blur, coarser",
     "fish-eye",
+    "parallel beam",
     "gaussian blur, reflected",
     "linear camera",
     "heat, tsit5",

@@ -4,16 +4,25 @@
   `CosineSchedule`, `ContinuousLinearSchedule`, `ContinuousCosineSchedule`, or an `AbstractSchedule` of your own.
 - `DenoisingUNet`, the network of DDPM; `fit_prior` trains one, or another callable, with averaged weights.
 - `gaussian_prior`, `mixture_prior`: priors known in closed form.
-- `sample`: one image, by `DDPM`, `DDIM` or `DDNM` (with time travel), from noise or from a `Start`.
+- `sample`: one image, by `DDPM`, `DDIM`, `DDNM` (with time travel), `ProbabilityFlow` (an ODE) or `FixedPoint` (to a
+  tolerance), from noise or from a `Start`.
+- `restore`: samples of all images that an observation leaves possible, for a surjection, any callable, or pairs; also
+  with a `GeneratorPrior`. It returns a `Restoration`.
 - Guides, `guide(denoise, x_t, t, key) -> x0_hat`: `project_after` (non-linear back-projection, onto one or several
-  surjections), `project_after_interval` (onto boxes), `published_guide`; the baseline `LinearBackProjection`.
+  surjections), `project_after_interval` (onto boxes), `published_guide`; the baselines `LinearBackProjection`,
+  `ProjectNoisy`, and through the derivative of the network `DPS` and `PiGDM`.
   `step_at` and `sigmoid_within` are the published step sizes and stop; `AbstractGuide` is what a guide may be.
 """
 
 from ._exact import gaussian_prior as gaussian_prior
 from ._exact import mixture_prior as mixture_prior
+from ._flow import FixedPoint as FixedPoint
+from ._flow import ProbabilityFlow as ProbabilityFlow
+from ._gradient_guides import DPS as DPS
+from ._gradient_guides import PiGDM as PiGDM
 from ._guides import AbstractGuide as AbstractGuide
 from ._guides import LinearBackProjection as LinearBackProjection
+from ._guides import ProjectNoisy as ProjectNoisy
 from ._guides import project_after as project_after
 from ._guides import project_after_interval as project_after_interval
 from ._guides import published_guide as published_guide
@@ -21,6 +30,9 @@ from ._guides import sigmoid_within as sigmoid_within
 from ._guides import step_at as step_at
 from ._prior import Denoise as Denoise
 from ._prior import Prior as Prior
+from ._restore import GeneratorPrior as GeneratorPrior
+from ._restore import Restoration as Restoration
+from ._restore import restore as restore
 from ._sample import Start as Start
 from ._sample import sample as sample
 from ._samplers import DDIM as DDIM

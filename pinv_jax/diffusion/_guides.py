@@ -13,6 +13,7 @@ from ..maps import AbstractSurjection, Joint, Natural, prepare, store
 from ..solvers import cyclic_nlbp, nlbp, nlbp_interval
 from ..solvers._nlbp import as_surjection
 from ._prior import Denoise
+from ._schedules import noised
 
 
 class AbstractGuide(eqx.Module):
@@ -37,6 +38,10 @@ class AbstractGuide(eqx.Module):
     def finish(self, x: Float[Array, "*x"]) -> Float[Array, "*x"]:
         """The image, after the last step."""
         return x
+
+
+def _at(step_size: Any, t: Scalar) -> Any:
+    return step_size(t) if callable(step_size) else step_size
 
 
 class ProjectAfter(AbstractGuide):
@@ -68,8 +73,7 @@ class ProjectAfter(AbstractGuide):
         """See `AbstractGuide`."""
         del key
         x0 = denoise(x_t, t)
-        step_size = self.step_size(t) if callable(self.step_size) else self.step_size
-        projected = nlbp(self.f, x0, self.data, step_size, section_of_data=self.section_of_data)
+        projected = nlbp(self.f, x0, self.data, _at(self.step_size, t), section_of_data=self.section_of_data)
         if self.stop is None:
             return projected
         return jnp.where(self.stop(self.f(x0), self.data), x0, projected)
@@ -115,11 +119,12 @@ def project_after(
     if isinstance(f, Sequence):
         return _in_turn(f, data, step_size, stop, num_cycles, final=final)
     f = as_surjection(f, "project_after")
-    data = _checked(f, data)
+    data = checked_data(f, data)
     return ProjectAfter(f, data, step_size, store(stop), final)
 
 
-def _checked(f: AbstractSurjection[Any], data: Any) -> Float[Array, "*y"]:
+def checked_data(f: AbstractSurjection[Any], data: Any) -> Float[Array, "*y"]:
+    """The observation as an array; a `ValueError` if f does not return such."""
     expected = f.out_structure()
     data = jnp.asarray(data)
     if data.shape != expected.shape or not jnp.issubdtype(data.dtype, jnp.floating):
@@ -144,8 +149,7 @@ class ProjectInTurn(AbstractGuide):
         """See `AbstractGuide`."""
         del key
         x0 = denoise(x_t, t)
-        step_size = self.step_size(t) if callable(self.step_size) else self.step_size
-        projected = cyclic_nlbp(self.f, x0, self.data, self.num_cycles, step_size)
+        projected = cyclic_nlbp(self.f, x0, self.data, self.num_cycles, _at(self.step_size, t))
         if self.stop is None:
             return projected
         return jnp.where(self.stop(self.f(x0), self.data), x0, projected)
@@ -163,7 +167,7 @@ def _in_turn(fs: Sequence[Any], data: Any, step_size: Any, stop: Any, num_cycles
             "Without a constraint leave out the guide."
         )
     surjections = [as_surjection(f, "project_after") for f in fs]
-    parts = [_checked(f, part) for f, part in zip(surjections, data, strict=True)]
+    parts = [checked_data(f, part) for f, part in zip(surjections, data, strict=True)]
     joint = Joint(surjections)
     return ProjectInTurn(joint, joint.join(parts), step_size, store(stop), num_cycles, final)
 
@@ -180,8 +184,7 @@ class ProjectAfterInterval(AbstractGuide):
     def __call__(self, denoise: Denoise, x_t: Float[Array, "*x"], t: Scalar, key: PRNGKeyArray) -> Float[Array, "*x"]:
         """See `AbstractGuide`."""
         del key
-        step_size = self.step_size(t) if callable(self.step_size) else self.step_size
-        return nlbp_interval(self.f, denoise(x_t, t), self.lower, self.upper, step_size)
+        return nlbp_interval(self.f, denoise(x_t, t), self.lower, self.upper, _at(self.step_size, t))
 
     def finish(self, x: Float[Array, "*x"]) -> Float[Array, "*x"]:
         """See `AbstractGuide`."""
@@ -229,7 +232,7 @@ class LinearBackProjection(AbstractGuide):
 
     def __init__(self, f: Any, data: Any):
         self.f = as_surjection(f, "LinearBackProjection")
-        self.data = _checked(self.f, data)
+        self.data = checked_data(self.f, data)
 
     def __call__(self, denoise: Denoise, x_t: Float[Array, "*x"], t: Scalar, key: PRNGKeyArray) -> Float[Array, "*x"]:
         """See `AbstractGuide`."""
@@ -237,6 +240,38 @@ class LinearBackProjection(AbstractGuide):
         x0 = denoise(x_t, t)
         with jax.default_matmul_precision("highest"):
             return x0 + self.f.pinv(self.data - self.f(x0))
+
+
+class ProjectNoisy(AbstractGuide):
+    """Back-projection of the noisy image, `x_t' = nlbp(f, x_t, f(x_data))` with `x_data = pinv(data)`, noised to `t`.
+
+    The observation is compared with the noisy image instead of with the estimate, as the first guided samplers did; the
+    estimate is that of the network for `x_t'`, and meets the data only roughly. A baseline.
+
+    Args:
+        f: a surjection.
+        data: the observation.
+
+    Raises:
+        ValueError: as `project_after`.
+
+    References:
+        J. Choi et al., "ILVR: Conditioning Method for Denoising Diffusion Probabilistic Models", 2021,
+        arXiv:2108.02938.
+    """
+
+    f: AbstractSurjection[Any]
+    data: Float[Array, "*y"]
+
+    def __init__(self, f: Any, data: Any):
+        self.f = as_surjection(f, "ProjectNoisy")
+        self.data = checked_data(self.f, data)
+
+    def __call__(self, denoise: Denoise, x_t: Float[Array, "*x"], t: Scalar, key: PRNGKeyArray) -> Float[Array, "*x"]:
+        """See `AbstractGuide`."""
+        noise = jax.random.normal(key, x_t.shape, x_t.dtype)
+        seen = noised(denoise.schedule, self.f.pinv(self.data), t, noise)
+        return denoise(nlbp(self.f, x_t, self.f(seen)), t)
 
 
 class _StepAt(eqx.Module):

@@ -100,18 +100,19 @@ class Prior(eqx.Module):
 
 
 class Denoise:
-    """`denoise(x_t, t) -> x0_hat`, as a guide is given it, with the `schedule` of its prior.
+    """`denoise(x_t, t) -> x0_hat`, as a guide is given it.
 
     At the point where the sampler stands, the network has been evaluated already, and is not once more.
 
     Attributes:
         schedule: of the noise.
         free: `denoise(x_t, t)` where the sampler stands.
+        gain: how much of a change of the estimate is in the noisy image after the step; None where there are no steps.
     """
 
-    def __init__(self, prior: Prior, x_t: Float[Array, "*x"], t: Scalar):
+    def __init__(self, prior: Prior, x_t: Float[Array, "*x"], t: Scalar, gain: Scalar | None = None):
         self._prior, self._at = prior, (x_t, t)
-        self.schedule = prior.schedule
+        self.schedule, self.gain = prior.schedule, gain
         self.free = prior.denoise(x_t, t)
 
     def __call__(self, x_t: Float[Array, "*x"], t: Scalar) -> Float[Array, "*x"]:

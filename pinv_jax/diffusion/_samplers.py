@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -43,19 +43,21 @@ class AbstractSampler(eqx.Module):
 
 
 class AbstractStepSampler(AbstractSampler):
-    """A sampler that goes from one time to the next.
+    """`x_next = a' x0 + kept e + fresh noise`, from one time to the next; `a'^2 = alpha_bar(t_next)`.
 
-    The last step leads to the image without noise, which is the guided estimate `x0_hat` itself.
+    `x0` is the guided estimate of the image, `e` the noise that an estimate leaves in `x_t`. The last step leads to the
+    image without noise, which is the guided estimate itself.
 
     Implementing such a sampler:
 
-    - `num_steps` and `own_times` are fields;
-    - `step(schedule, x_t, x0, free, t, t_next, noise)`: the noisy image at `t_next`;
+    - `num_steps`, `own_times`, and `follows`: whether `e` is what the guided estimate leaves, or that of the prior;
+    - `scales(schedule, t, t_next)`: `kept` and `fresh`;
     - `visits(times)`, if it goes back and forth.
     """
 
     num_steps: eqx.AbstractVar[int]
     own_times: eqx.AbstractVar[tuple[float, ...] | None]
+    follows: eqx.AbstractClassVar[bool]
 
     def times(self, schedule: AbstractSchedule) -> np.ndarray:
         """See `AbstractSampler`."""
@@ -74,53 +76,38 @@ class AbstractStepSampler(AbstractSampler):
         return times
 
     @abc.abstractmethod
-    def step(
-        self,
-        schedule: AbstractSchedule,
-        x_t: Float[Array, "*x"],
-        x0: Float[Array, "*x"],
-        free: Float[Array, "*x"],
-        t: Scalar,
-        t_next: Scalar,
-        noise: Float[Array, "*x"],
-    ) -> Float[Array, "*x"]:
-        """The noisy image at `t_next`.
-
-        Args:
-            schedule: of the noise.
-            x_t: the noisy image at `t`.
-            x0: the guided estimate of the image.
-            free: that of the prior alone.
-            t: the time of `x_t`.
-            t_next: the time to go to.
-            noise: standard normal.
-        """
+    def scales(self, schedule: AbstractSchedule, t: Scalar, t_next: Scalar) -> tuple[Scalar, Scalar]:
+        """What of the noise is `kept`, and the standard deviation of the `fresh` noise."""
 
     def run(
         self, prior: Prior, guide: Guide, x_t: Float[Array, "*x"], times: np.ndarray, key: PRNGKeyArray
     ) -> Float[Array, "*x"]:
         """See `AbstractSampler`."""
-        visits = self.visits(times)
+        visits, schedule = self.visits(times), prior.schedule
         t, t_next = (jnp.asarray(part, prior.dtype) for part in (visits[:-1], visits[1:]))
         keys = jax.random.split(key, len(t))
 
-        def denoised(x_t: Array, t: Array, t_next: Array, noise: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-            denoise = Denoise(prior, x_t, t)
+        def down(x_t: Array, t: Array, t_next: Array, noise: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+            (signal, spread), signal_next = schedule.scales(t), schedule.scales(t_next)[0]
+            kept, fresh = self.scales(schedule, t, t_next)
+            gain = signal_next - kept * signal / spread if self.follows else signal_next
+            denoise = Denoise(prior, x_t, t, gain)
             x0 = guide(denoise, x_t, t, key)
-            return self.step(prior.schedule, x_t, x0, denoise.free, t, t_next, noise), x0
+            left = (x_t - signal * (x0 if self.follows else denoise.free)) / spread
+            return signal_next * x0 + kept * left + fresh * noise, x0
 
         def body(carry: tuple[Array, Array], row: Any) -> tuple[tuple[Array, Array], None]:
             (x_t, x0), (t, t_next, key) = carry, row
             noise_key, guide_key = jax.random.split(key)
             noise = jax.random.normal(noise_key, x_t.shape, x_t.dtype)
-            if not np.any(np.diff(visits) > 0):
-                return denoised(x_t, t, t_next, noise, guide_key), None
 
-            def back() -> tuple[Array, Array]:
-                signal, spread = prior.schedule.scales(t_next)
+            def up() -> tuple[Array, Array]:
+                signal, spread = schedule.scales(t_next)
                 return signal * x0 + spread * noise, x0
 
-            return jax.lax.cond(t_next > t, back, lambda: denoised(x_t, t, t_next, noise, guide_key)), None
+            if not np.any(np.diff(visits) > 0):
+                return down(x_t, t, t_next, noise, guide_key), None
+            return jax.lax.cond(t_next > t, up, lambda: down(x_t, t, t_next, noise, guide_key)), None
 
         (_, x0), _ = jax.lax.scan(body, (x_t, jnp.zeros_like(x_t)), (t, t_next, keys))
         return x0
@@ -154,6 +141,7 @@ class DDIM(AbstractStepSampler):
     num_steps: int = eqx.field(static=True)
     eta: float = eqx.field(static=True)
     own_times: tuple[float, ...] | None = eqx.field(static=True)
+    follows: ClassVar[bool] = True
 
     def __init__(self, num_steps: int = 100, eta: float | int = 0.0, *, times: Any = None):
         if not 0 <= eta <= 1:
@@ -161,26 +149,14 @@ class DDIM(AbstractStepSampler):
         self.own_times = _check_steps("DDIM", num_steps, times)
         self.num_steps, self.eta = num_steps, float(eta)
 
-    def step(
-        self,
-        schedule: AbstractSchedule,
-        x_t: Float[Array, "*x"],
-        x0: Float[Array, "*x"],
-        free: Float[Array, "*x"],
-        t: Scalar,
-        t_next: Scalar,
-        noise: Float[Array, "*x"],
-    ) -> Float[Array, "*x"]:
+    def scales(self, schedule: AbstractSchedule, t: Scalar, t_next: Scalar) -> tuple[Scalar, Scalar]:
         """See `AbstractStepSampler`."""
-        del free
-        (signal, spread), (signal_next, spread_next) = schedule.scales(t), schedule.scales(t_next)
-        left = (x_t - signal * x0) / spread
+        spread, spread_next = schedule.scales(t)[1], schedule.scales(t_next)[1]
         if self.eta == 0:
-            return signal_next * x0 + spread_next * left
+            return spread_next, jnp.zeros_like(spread_next)
         step_variance = -jnp.expm1(schedule.log_alpha_bar(t) - schedule.log_alpha_bar(t_next))
         fresh = self.eta * spread_next / spread * jnp.sqrt(step_variance)
-        kept = jnp.sqrt(jnp.maximum(spread_next**2 - fresh**2, 0))
-        return signal_next * x0 + kept * left + fresh * noise
+        return jnp.sqrt(jnp.maximum(spread_next**2 - fresh**2, 0)), fresh
 
 
 def DDPM(num_steps: int = 1000, *, times: Any = None) -> DDIM:  # noqa: N802 (the name of a sampler)
@@ -226,6 +202,7 @@ class DDNM(AbstractStepSampler):
     travel_length: int = eqx.field(static=True)
     travel_repeat: int = eqx.field(static=True)
     own_times: tuple[float, ...] | None = eqx.field(static=True)
+    follows: ClassVar[bool] = False
 
     def __init__(self, num_steps: int = 100, travel_length: int = 1, travel_repeat: int = 1, *, times: Any = None):
         if travel_length < 1 or travel_repeat < 1:
@@ -250,25 +227,8 @@ class DDNM(AbstractStepSampler):
                 position += self.travel_length
         return np.append(times[total - 1 - np.asarray(order)], times[-1])
 
-    def step(
-        self,
-        schedule: AbstractSchedule,
-        x_t: Float[Array, "*x"],
-        x0: Float[Array, "*x"],
-        free: Float[Array, "*x"],
-        t: Scalar,
-        t_next: Scalar,
-        noise: Float[Array, "*x"],
-    ) -> Float[Array, "*x"]:
+    def scales(self, schedule: AbstractSchedule, t: Scalar, t_next: Scalar) -> tuple[Scalar, Scalar]:
         """See `AbstractStepSampler`."""
-        (signal, spread), (signal_next, spread_next) = schedule.scales(t), schedule.scales(t_next)
-        fresh, kept = ddnm_scales(schedule, t, t_next)
-        del spread_next
-        return signal_next * x0 + kept * (x_t - signal * free) / spread + fresh * noise
-
-
-def ddnm_scales(schedule: AbstractSchedule, t: Scalar, t_next: Scalar) -> tuple[Scalar, Scalar]:
-    """The published `sigma` and `c2` of a step: the scales of the fresh noise and of the noise that the prior sees."""
-    step_variance = -jnp.expm1(schedule.log_alpha_bar(t) - schedule.log_alpha_bar(t_next))
-    kept = jnp.maximum(schedule.scales(t_next)[1] ** 2 - step_variance, 0)
-    return jnp.sqrt(step_variance), jnp.sqrt(kept)
+        step_variance = -jnp.expm1(schedule.log_alpha_bar(t) - schedule.log_alpha_bar(t_next))
+        kept = jnp.maximum(schedule.scales(t_next)[1] ** 2 - step_variance, 0)
+        return jnp.sqrt(kept), jnp.sqrt(step_variance)

@@ -23,7 +23,7 @@ class AbstractSchedule(eqx.Module):
     Implementing a schedule:
 
     - `log_alpha_bar(t)`, zero at `clean` and decreasing to `last`, by operations that jax can trace;
-    - `clean`, the time of the image without noise, and `last`, the noisiest time;
+    - `clean`, the time of the image without noise, `first`, a time with hardly any, and `last`, the noisiest time;
     - `times(num_steps)`, from a noisy time down to `clean`;
     - `draw(key, dtype)`, a random noisy time for training.
     """
@@ -32,6 +32,11 @@ class AbstractSchedule(eqx.Module):
     @abc.abstractmethod
     def clean(self) -> float:
         """The time of the image without noise."""
+
+    @property
+    @abc.abstractmethod
+    def first(self) -> float:
+        """A time with hardly any noise, where the probability-flow ODE ends."""
 
     @property
     @abc.abstractmethod
@@ -93,6 +98,11 @@ class AbstractDiscreteSchedule(AbstractSchedule):
     def clean(self) -> float:
         """See `AbstractSchedule`."""
         return -1.0
+
+    @property
+    def first(self) -> float:
+        """See `AbstractSchedule`."""
+        return 0.0
 
     @property
     def last(self) -> float:
@@ -218,6 +228,11 @@ class AbstractContinuousSchedule(AbstractSchedule):
     def clean(self) -> float:
         """See `AbstractSchedule`."""
         return 0.0
+
+    @property
+    def first(self) -> float:
+        """See `AbstractSchedule`."""
+        return 1e-3
 
     @property
     def last(self) -> float:

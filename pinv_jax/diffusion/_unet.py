@@ -26,10 +26,10 @@ class Level(eqx.Module):
 class DenoisingUNet(eqx.Module):
     """`(x_t, t) -> n` of the shape of `x_t`, an image `(c, height, width)` with any sides.
 
-    The layout of the published code of DDPM, whose weights `io.load_ddpm` reads: on each grid residual blocks with
-    group normalisation; strided convolutions to the next grid, half as fine; two blocks with attention between them on the
-    coarsest; and up again with one block more per grid, each of which takes one skip. Sides that cannot be halved often
-    enough are continued by their border pixels, and cut off at the end.
+    The layout of the published code of DDPM, whose weights `io.load_ddpm` reads. On each grid there are residual blocks
+    with group normalisation, then a strided convolution to the next grid, half as fine; two blocks with attention
+    between them on the coarsest; and on the way up one block more per grid, each of which takes one skip. Sides that
+    cannot be halved often enough are continued by their border pixels, and cut off at the end.
 
     The last layers of all branches are zero at first, so that the network returns zero.
 
@@ -102,17 +102,18 @@ class DenoisingUNet(eqx.Module):
             return Attention(width, num_groups, dtype, next(keys)) if wanted else None
 
         def level(blocks: Sequence[ResBlock], width: int, index: int, *, ends: bool) -> Level:
-            wanted = -(-shape[1] // coarsest) * coarsest // 2**index in attention
+            wanted = -(-height // coarsest) * coarsest // 2**index in attention
             around = [attend(width, wanted=wanted) for _ in blocks]
             return Level(tuple(blocks), tuple(around), None if ends else conv(width, width))
 
         coarsest = 2 ** (len(widths) - 1)
-        self.shape, self.time_scale = tuple(shape), float(time_scale)
+        channels, height, width = shape
+        self.shape, self.time_scale = (channels, height, width), float(time_scale)
         self.dense = (
             Linear(widths[0], num_time, dtype=dtype, key=next(keys)),
             Linear(num_time, num_time, dtype=dtype, key=next(keys)),
         )
-        self.conv_in = conv(shape[0], widths[0])
+        self.conv_in = conv(channels, widths[0])
         skips, down, up = [widths[0]], [], []
         for index, width in enumerate(widths):
             blocks = [block(width if i else skips[-1], width) for i in range(num_blocks)]
@@ -129,7 +130,7 @@ class DenoisingUNet(eqx.Module):
             before = width
         self.up = tuple(up)
         self.norm_out = GroupNorm(widths[0], num_groups, dtype)
-        self.conv_out = silent(conv(widths[0], shape[0]))
+        self.conv_out = silent(conv(widths[0], channels))
 
     def __call__(self, x_t: Float[Array, "c h w"], t: Scalar) -> Float[Array, "c h w"]:
         """What the network says of `x_t` at time `t`."""

@@ -4,7 +4,8 @@
 - Solutions: `save_solution`, `load_solution`.
 - Arrays of the user, `.npy`, `.npz` or `.csv`: `read_array`.
 - Images of the user: `read_idx` (the format of MNIST), `read_image_folder`.
-- PyTorch state files, without PyTorch: `load_torch`; published networks: `load_spnn`, `load_deceptron`.
+- PyTorch state files, without PyTorch: `load_torch`; published networks: `load_spnn`, `load_deceptron`,
+  `load_ddpm`.
 
 Every write is atomic, nothing is ever unpickled, and a file that is truncated, foreign or of another structure gives a
 `ValueError` that says what differs and leaves it as it is.
@@ -18,6 +19,7 @@ from ._native import read_array as read_array
 from ._native import read_model_meta as read_model_meta
 from ._native import save_model as save_model
 from ._native import save_solution as save_solution
+from ._published import load_ddpm as load_ddpm
 from ._published import load_deceptron as load_deceptron
 from ._published import load_spnn as load_spnn
 from ._torch import load_torch as load_torch

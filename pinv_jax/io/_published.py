@@ -1,4 +1,4 @@
-"""Published PyTorch weights in our modules: `load_spnn`, `load_deceptron`.
+"""Published PyTorch weights in our modules: `load_spnn`, `load_deceptron`, `load_ddpm`.
 
 Names of arrays are matched with the parameters of a freshly built model. Everything that does not fit is listed in one
 `ValueError`, and then nothing is loaded.
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..diffusion import DenoisingUNet
 from ..learn import InversePair
 from ..maps import (
     MLP,
@@ -82,6 +83,50 @@ def load_deceptron(source: Source, like: InversePair, *, prefix: str = "") -> In
         A. L. Kachhadiya, "Local Inverse Geometry Can Be Amortized", 2026, arXiv:2605.13068.
     """
     return _fill(source, like, _deceptron_parameters, prefix)
+
+
+def load_ddpm(source: Source, like: DenoisingUNet, *, prefix: str = "") -> DenoisingUNet:
+    """Fills the U-Net of a diffusion prior with published weights of the DDPM layout (pytorch-diffusion, SDEdit).
+
+    The published schedule is `diffusion.LinearSchedule()`, the prediction "epsilon", images are between -1 and 1.
+
+    Args:
+        source: a PyTorch state file, a `.npz` file, or arrays by name: `down.0.block.1.conv2.weight`, ...
+        like: a `diffusion.DenoisingUNet` of the sizes that were trained, `num_groups=32` included, or its
+            `equinox.filter_eval_shape`. Its dtypes are kept.
+        prefix: as in `load_spnn`.
+
+    Returns:
+        The network with the weights of the file.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load_spnn`.
+
+    References:
+        J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239.
+        C. Meng et al., "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations", 2022,
+        arXiv:2108.01073.
+    """
+    return _fill(source, like, _ddpm_parameters, prefix)
+
+
+def _ddpm_parameters(model: DenoisingUNet) -> dict[str, Any]:
+    if not isinstance(model, DenoisingUNet):
+        raise ValueError(f"load_ddpm expected a diffusion.DenoisingUNet, got {type(model).__name__}.")
+    parts: dict[str, Any] = {f"temb.dense.{index}": layer for index, layer in enumerate(model.dense)}
+    parts |= {name: getattr(model, name) for name in ("conv_in", "norm_out", "conv_out")}
+    parts |= dict(zip(("mid.block_1", "mid.attn_1", "mid.block_2"), model.mid, strict=True))
+    for way, levels, sampling in (("down", model.down, "downsample"), ("up", model.up, "upsample")):
+        for index, level in enumerate(levels):
+            parts |= {f"{way}.{index}.block.{i}": block for i, block in enumerate(level.block)}
+            parts |= {f"{way}.{index}.attn.{i}": attention for i, attention in enumerate(level.attn)}
+            parts[f"{way}.{index}.{sampling}.conv"] = level.conv
+    found = {}
+    for name, part in parts.items():
+        # fields are called as in the published code, all the way down
+        for path, leaf in jax.tree_util.tree_leaves_with_path(part):
+            found[name + jax.tree_util.keystr(path)] = leaf
+    return found
 
 
 def _spnn_parameters(model: SurjectiveChain) -> dict[str, Any]:

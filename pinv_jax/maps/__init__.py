@@ -5,6 +5,8 @@
 - `LinearMap`, `LinearSurjection`: any `lineax` operator or matrix, with its Moore-Penrose pseudo-inverse.
 - `OperatorSurjection`, `AbstractOperatorSurjection`: linear surjections that are only ever applied, never formed.
 - `Downsample`, `Separable`, `VaryingBlur`, `Resample`, `fisheye`: degradations of images, exact linear surjections.
+- `BlockDCT`, `frequency_steps`: what compression rounds, and how coarsely.
+- `ParallelBeam`, `BeerLambert`: computed tomography, the mass along strips and the light that is left.
 - `blurring_camera`: Gaussian point spread `GaussianBlur`, sensor curve `SigmoidSensor` and pooling; `linear_camera`
   has no sensor curve.
 - `NullSpace`: adds any network of the null-space coordinates; `Expand`: makes any map a surjection.
@@ -38,6 +40,8 @@ from ._base import store as store
 from ._base import unprepare as unprepare
 from ._base import unstore as unstore
 from ._bijection import AbstractBijection as AbstractBijection
+from ._block_dct import BlockDCT as BlockDCT
+from ._block_dct import frequency_steps as frequency_steps
 from ._chain import Chain as Chain
 from ._chain import SurjectiveChain as SurjectiveChain
 from ._convnets import AdaptiveDesign as AdaptiveDesign
@@ -102,6 +106,8 @@ from ._residual_cnn import ResidualCNN as ResidualCNN
 from ._stack import AbstractHeads as AbstractHeads
 from ._stack import Parallel as Parallel
 from ._stack import Stack as Stack
+from ._tomography import BeerLambert as BeerLambert
+from ._tomography import ParallelBeam as ParallelBeam
 from ._unet import UNet as UNet
 from ._wrappers import Normalised as Normalised
 from ._wrappers import Ravelled as Ravelled

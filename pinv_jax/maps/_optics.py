@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ._base import AbstractSurjection
+from ._block_dct import dct_matrix
 from ._operator import AbstractOperatorSurjection
 
 Image = tuple[int, int, int]
@@ -44,7 +45,7 @@ class Downsample(AbstractSurjection[Float[Array, "c k h w"]]):
     def split(self, x: Float[Array, "c H W"]) -> tuple[Float[Array, "c h w"], Float[Array, "c k h w"]]:
         """Means of the blocks, and the other coefficients of each."""
         c, height, width = self.shape
-        f, basis = self.factor, self._basis(x.dtype)
+        f, basis = self.factor, jnp.asarray(dct_matrix(self.factor), x.dtype)
         blocks = x.reshape(c, height // f, f, width // f, f)
         with jax.default_matmul_precision("highest"):
             coefficients = jnp.einsum("ia,jb,chawb->cijhw", basis, basis, blocks)
@@ -53,7 +54,7 @@ class Downsample(AbstractSurjection[Float[Array, "c k h w"]]):
 
     def merge(self, y: Float[Array, "c h w"], z: Float[Array, "c k h w"]) -> Float[Array, "c H W"]:
         """The image with these means and coefficients."""
-        f, basis = self.factor, self._basis(y.dtype)
+        f, basis = self.factor, jnp.asarray(dct_matrix(self.factor), y.dtype)
         c, height, width = y.shape
         coefficients = jnp.concatenate([f * y[:, None], z], axis=1).reshape(c, f, f, height, width)
         with jax.default_matmul_precision("highest"):
@@ -66,13 +67,6 @@ class Downsample(AbstractSurjection[Float[Array, "c k h w"]]):
     def in_structure(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of `x`."""
         return jax.ShapeDtypeStruct(self.shape, self.dtype)
-
-    def _basis(self, dtype: np.dtype) -> Float[Array, "f f"]:
-        """The discrete cosine transform, orthonormal rows."""
-        f = self.factor
-        rows = np.sqrt(2 / f) * np.cos(np.pi * (np.arange(f)[None] + 0.5) * np.arange(f)[:, None] / f)
-        rows[0] = np.sqrt(1 / f)
-        return jnp.asarray(rows, dtype)
 
 
 class Factor(eqx.Module):
