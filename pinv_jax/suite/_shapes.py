@@ -1,5 +1,7 @@
 """Generated images with four independent attributes: shape, hue, size and slant of one coloured thing."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,14 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key, Scalar
 
-from ._digits import Labelled
+from ..diffusion import Prior
+from ..learn import SurjectiveConstants, attributes, surjective_stages
+from ..maps import Block, ConvDesign, Ravel, SurjectiveChain, Unshuffle, spnn
+from ._digits import Labelled, PlainCNN, key_of, similar_cnn, task_alone, train
+from ._guided import dense_prior
+from ._study import Bench
 
+SIZE = 12
 ATTRIBUTES = ("cross", "cold", "large", "leans right")
 
 
@@ -61,7 +69,57 @@ def shapes(size: int = 16, *, dtype: DTypeLike | None = None) -> Shapes:
     return Shapes(jnp.asarray((np.arange(size) + 0.5) * 2 / size - 1, jnp.result_type(float if dtype is None else dtype)))
 
 
-def shape_data(num: int, size: int, dtype: DTypeLike, *, key: Key[Array, ""]) -> Labelled:
+def shape_data(num: int, dtype: DTypeLike, *, key: Key[Array, ""]) -> Labelled:
     """So many images and their attributes."""
-    x, y = jax.jit(jax.vmap(shapes(size, dtype=dtype)))(jax.random.split(key, num))
-    return Labelled(x, y)
+    x, y = jax.jit(jax.vmap(shapes(SIZE, dtype=dtype)))(jax.random.split(key, num))
+    return Labelled(x, y)  # pyright: ignore[reportCallIssue]
+
+
+class Signed(eqx.Module):
+    """Images between -1 and 1, without their attributes: what a prior is trained with."""
+
+    draw: Shapes
+
+    def __call__(self, key: Key[Array, ""]) -> Float[Array, "3 n n"]:
+        """One image."""
+        return 2 * self.draw(key)[0] - 1
+
+
+def _constants(bench: Bench) -> SurjectiveConstants:
+    return SurjectiveConstants(
+        epochs=(8, 4) if bench.quick else (20, 20),
+        batch_size=64,
+        learning_rates=(3e-3, 1e-3),
+        reconstruction_weights=(10.0, 40.0),
+        warmup_steps=20,
+    )
+
+
+def _splits(bench: Bench, name: str) -> tuple[Labelled, Labelled]:
+    """Images for training and for selection, drawn for this model alone."""
+    keys = jax.random.split(key_of(bench, f"{name} data"))
+    num = 512 if bench.quick else 2048
+    return shape_data(num, bench.dtype, key=keys[0]), shape_data(256, bench.dtype, key=keys[1])
+
+
+def attribute_network(bench: Bench) -> SurjectiveChain:
+    """A surjective network from images between 0 and 1 to the logits of `ATTRIBUTES`; trained, or read back."""
+    steps = (Unshuffle(4), Block(16, ConvDesign((64,), window=1)), Ravel(), Block(4, ConvDesign((96,), window=1)))
+    model = spnn((3, SIZE, SIZE), steps, scale_bound=1.0, dtype=bench.dtype, key=key_of(bench, "attributes"))
+    data, validation = _splits(bench, "attributes")
+    stages = surjective_stages(attributes, len(data.x), constants=_constants(bench))
+    return train(bench, "attributes", model, stages, data.pair, validation.pair)[0]
+
+
+def attribute_judge(bench: Bench) -> PlainCNN:
+    """A convolutional network that says the same, trained on images of its own."""
+    model = similar_cnn((3, SIZE, SIZE), len(ATTRIBUTES), 20_000, bench.dtype, key=key_of(bench, "judge"))
+    data, validation = _splits(bench, "judge")
+    stages = task_alone(len(data.x), _constants(bench), attributes)
+    return train(bench, "judge", model, stages, data.pair, validation.pair)[0]
+
+
+def shape_prior(bench: Bench) -> Prior:
+    """A prior for the images, between -1 and 1, trained without their attributes."""
+    images: Any = Signed(shapes(SIZE, dtype=bench.dtype))  # pyright: ignore[reportCallIssue]
+    return dense_prior(bench, "prior", images, (3, SIZE, SIZE), width=384, num_steps=6000)
