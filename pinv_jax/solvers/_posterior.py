@@ -11,7 +11,7 @@ from .._problem import Problem
 from .._solution import Solution
 from ..maps import store
 from ._base import AbstractSolver
-from ._solve import solve_batch
+from ._batch import solve_batch
 from ._implicit_derivative import Hessian
 from ._krylov import lanczos
 from ._normal import dense_jacobian
