@@ -98,9 +98,7 @@ class BeerLambert(AbstractPointwise):
     high: float = eqx.field(static=True)
     dtype: np.dtype = eqx.field(static=True)
 
-    def __init__(
-        self, shape: tuple[int, ...], low: float = -1.0, high: float = 8.0, *, dtype: DTypeLike | None = None
-    ):
+    def __init__(self, shape: tuple[int, ...], low: float = -1.0, high: float = 8.0, *, dtype: DTypeLike | None = None):
         if not low < high:
             raise ValueError(f"BeerLambert expected low < high, got low={low} and high={high}.")
         self.shape, self.low, self.high = tuple(shape), low, high
