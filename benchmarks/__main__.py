@@ -8,6 +8,7 @@ from pathlib import Path
 
 NAMES = (
     "throughput",
+    "lanes",
     "cost",
     "scale",
     "convolutions",

@@ -5,15 +5,16 @@ from typing import Any, Literal
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from .._problem import Problem
 from .._solution import RESULTS, History, Solution, Stats, result_where
 from ._base import AbstractSolver, Record
 from ._check import check_problem
+from ._implicit_derivative import Implicit, differentiate, unrolls
 from ._optimistix import run_optimistix
 
-Adjoint = Literal["forward", "checkpointed"]
+Adjoint = Literal["forward", "checkpointed", "implicit"] | Implicit
 Lane = tuple[Array, Any, History | None]
 """What crosses a turn of the loop: `x`, the state of the solver, and the history."""
 
@@ -23,7 +24,7 @@ def as_arrays(solver: Any, max_steps: int, adjoint: Adjoint, dtype: Any) -> tupl
     if not isinstance(solver, AbstractSolver):
         return solver, max_steps
     solver = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype) if isinstance(leaf, float) else leaf, solver)
-    return solver, max_steps if adjoint == "checkpointed" else jnp.asarray(max_steps)
+    return solver, max_steps if unrolls(adjoint) else jnp.asarray(max_steps)
 
 
 def begin(problem: Problem, solver: AbstractSolver, x0: Array, key: Any, history: int | None) -> Lane:
@@ -56,7 +57,9 @@ def turn(problem: Problem, solver: AbstractSolver, lane: Lane, precision: str) -
         return x, after, rows
 
 
-def finish(problem: Problem, solver: AbstractSolver, lane: Lane, finite: Bool[Array, ""]) -> Solution:
+def finish(
+    problem: Problem, solver: AbstractSolver, lane: Lane, finite: Bool[Array, ""], num_idle: Int[Array, ""]
+) -> Solution:
     """What the lane has found, and why it ended."""
     x, state, rows = lane
     done, result = solver.terminate(problem, x, state)
@@ -72,6 +75,7 @@ def finish(problem: Problem, solver: AbstractSolver, lane: Lane, finite: Bool[Ar
         num_g=evaluations.g,
         num_jvp=evaluations.jvp,
         num_vjp=evaluations.vjp,
+        num_idle=num_idle,
         residual_rms=record.residual_rms,
         objective=record.objective,
     )
@@ -90,6 +94,11 @@ def run_lane(
 ) -> Solution:
     """The whole loop of one observation."""
     check_problem(problem, solver, x0)  # here, so that it runs once per trace
+    if adjoint == "implicit" or isinstance(adjoint, Implicit):
+        options = Implicit() if adjoint == "implicit" else adjoint
+        steps: Adjoint = "checkpointed" if unrolls(options) else "forward"
+        run = lambda p, s, x: run_lane(p, s, x, key, max_steps, history, steps, precision)
+        return differentiate(run, problem, solver, x0, options, precision)
     if not isinstance(solver, AbstractSolver):
         return run_optimistix(problem, solver, x0, max_steps)
     finite = finite_input(problem, x0)
@@ -102,7 +111,10 @@ def run_lane(
         kind="lax" if adjoint == "forward" else "checkpointed",
         checkpoints=checkpoints,
     )
-    return finish(problem, solver, lane, finite)
+    # A batch under `vmap` goes on until its last lane has finished.
+    record = lane[1].record
+    num_turns = record.num_steps + record.num_rejected
+    return finish(problem, solver, lane, finite, eqxi.unvmap_max(num_turns) - num_turns)
 
 
 def _start(num: int, record: Record) -> History:

@@ -41,7 +41,8 @@ def solve(
         max_steps: accepted steps at most; zero is legal and returns the start.
         history: if given, the number of slots of the `History` to keep (slot 0 is the start).
         adjoint: `"forward"` allows forward-mode derivatives through the solve; `"checkpointed"` also reverse mode, at
-            the price of recomputation, by checkpointing the loop.
+            the price of recomputation, by checkpointing the loop; `"implicit"`, or `Implicit(...)` with options, both
+            modes of the minimiser instead of the steps, and NaN for a lane that has not reached one; see `Implicit`.
         precision: the matrix multiplication precision of everything inside; the accelerators' default (bfloat16 passes
             or TF32) breaks Gauss-Newton steps. Gradients of the solve inherit it, except that the backward rule of a
             `jax.custom_vjp` function in your map must open the context by itself.
