@@ -25,10 +25,10 @@ from ._lens_camera import quality, relative, shown
 from ._priors import TrainedPrior, trained_prior
 from ._study import Bench, Findings, Study
 
-SCALES = (0.3, 1.0, 3.0)
+SCALES = (0.3, 1.0, 3.0, 10.0)
 """Of the gradient of DPS; the best on images of training is taken."""
-NUM_STEPS, DPS_STEPS = 20, 50
-"""Of sampling; more than 20 change little where every estimate is put onto the data, DPS needs them."""
+NUM_STEPS = 20
+"""Of sampling; more change little where every estimate is put onto the data."""
 FROM = 400
 """The time of the schedule to which `pinv` is noised, for the row that begins there."""
 DPS_NAME, LINEAR_NAME, OURS = "DPS", "linear back-projection, non-linearity ignored", "NLBP"
@@ -105,11 +105,13 @@ class Task:
         prior: its name.
         build: `(bench, prior) -> degradation`.
         extra: further methods by name: `num_steps -> method`, one evaluation of the denoiser per step.
+        more_steps: of further rows of DPS.
     """
 
     prior: str
     build: Callable[[Bench, TrainedPrior], Degradation]
     extra: Mapping[str, Callable[[int], Method]] = dataclasses.field(default_factory=dict)
+    more_steps: tuple[int, ...] = ()
 
 
 def centred(f: AbstractSurjection[Any]) -> SurjectiveChain:
@@ -247,16 +249,20 @@ def findings(bench: Bench, task: Task) -> Findings:
         task.prior, folder, quick=bench.quick, seed=bench.seed, dtype=bench.dtype, progress=bench.progress
     )
     degradation = task.build(bench, trained)
-    num_test, num_seeds, num_steps, dps_steps = (3, 2, 3, 3) if bench.quick else (32, 3, NUM_STEPS, DPS_STEPS)
+    num_test, num_seeds, num_steps = (3, 2, 3) if bench.quick else (32, 3, NUM_STEPS)
     x = trained.images.test[:num_test]
     choice_key, sense_key, sample_key = jax.random.split(bench.key, 3)
     seen = observe(degradation, x, jax.random.split(sense_key, num_test))
     keys = list(jax.random.split(sample_key, num_seeds))
-    scale = 1.0 if bench.quick else best_scale(trained, degradation, dps_steps, 6, choice_key)
+    steps_of = {DPS_NAME: num_steps} | {f"{DPS_NAME}, {num} steps": num for num in task.more_steps if not bench.quick}
+    scales = {
+        name: 1.0 if bench.quick else best_scale(trained, degradation, num, 6, choice_key)
+        for name, num in steps_of.items()
+    }
     ours = guided(onto_bounds, num_steps)
     guides = {
         LINEAR_NAME: guided(ignoring, num_steps),
-        DPS_NAME: guided(functools.partial(by_gradient, scale=scale), dps_steps),
+        **{name: guided(functools.partial(by_gradient, scale=scales[name]), num) for name, num in steps_of.items()},
         **{name: make(num_steps) for name, make in task.extra.items()},
         OURS: ours if degradation.stand_in is None else functools.partial(finished, ours),
     }
@@ -265,7 +271,7 @@ def findings(bench: Bench, task: Task) -> Findings:
     if degradation.stand_in is not None:
         guides[f"{OURS} on the stand-in, not finished"] = ours
     costs = dict.fromkeys(guides, num_steps)
-    costs |= {DPS_NAME: dps_steps, WARM: sum(t <= FROM for t in trained.prior.schedule.times(num_steps)) - 1}
+    costs |= steps_of | {WARM: sum(t <= FROM for t in trained.prior.schedule.times(num_steps)) - 1}
     rows, found = [], {}
     for name, method in (dict(ESTIMATES) | guides).items():
         each = keys if name in guides else keys[:1]
@@ -282,8 +288,7 @@ def findings(bench: Bench, task: Task) -> Findings:
         "images": num_test,
         "seeds": num_seeds,
         "steps": num_steps,
-        "steps of DPS": dps_steps,
-        "scale of DPS": scale,
+        "scales of DPS": scales,
         "training of the prior, s": trained.seconds,
         "PSNR above linear, dB": ours["PSNR dB"] - linear["PSNR dB"],
         "PSNR above DPS, dB": ours["PSNR dB"] - dps["PSNR dB"],

@@ -15,7 +15,6 @@ from ._priors import trained_prior
 from ._psf_photographs import TEST, grey
 from ._restoration import (
     DPS_NAME,
-    DPS_STEPS,
     FROM,
     LINEAR_NAME,
     NUM_STEPS,
@@ -89,19 +88,19 @@ def video(bench: Bench) -> Findings:
     trained = trained_prior("photographs32", folder, **options)
     task = RESTORE_BLUR.recipes["blur"].keywords["task"].build(bench, trained)  # pyright: ignore
     num_clips, num_frames, num_seeds = (2, 3, 1) if bench.quick else (12, 6, 3)
-    num_steps, dps_steps = (3, 3) if bench.quick else (NUM_STEPS, DPS_STEPS)
+    num_steps = 3 if bench.quick else NUM_STEPS
     x = clips(num_clips, num_frames, 32, bench.dtype)
     sense_key, choice_key, sample_key = jax.random.split(bench.key, 3)
     frames = x.reshape(-1, *x.shape[2:])
     flat = observe(task, frames, jax.random.split(sense_key, len(frames)))
     seen = jax.tree.map(lambda a: a.reshape(num_clips, num_frames, *a.shape[1:]), flat)
-    scale = 1.0 if bench.quick else best_scale(trained, task, dps_steps, 6, choice_key)
-    gradient = guided(functools.partial(by_gradient, scale=scale), dps_steps)
+    scale = 1.0 if bench.quick else best_scale(trained, task, num_steps, 6, choice_key)
+    gradient = guided(functools.partial(by_gradient, scale=scale), num_steps)
     alone = [guided(ignoring, num_steps), gradient, guided(onto_bounds, num_steps)]
     methods = [functools.partial(each_frame, method, same=False) for method in alone]
     methods += [functools.partial(each_frame, alone[-1], same=True), functools.partial(from_before, num_steps)]
     later = sum(t <= FROM for t in trained.prior.schedule.times(num_steps)) - 1
-    costs = dict.fromkeys(NAMES, float(num_steps)) | {DPS_NAME: float(dps_steps)}
+    costs = dict.fromkeys(NAMES, float(num_steps))
     costs[NAMES[-1]] = float(num_steps + (num_frames - 1) * later) / num_frames
     rows, pictures = [], {"frame": shown(to_unit(x[0]))}
     for name, method in zip(NAMES, methods, strict=True):
