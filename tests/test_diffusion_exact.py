@@ -262,8 +262,9 @@ def test_steps_stops_and_the_last_projection(prior, curved):
     half = draw(guide=diffusion.project_after(curved, data, step_size=0.5))
     assert jnp.max(jnp.abs(curved(half) - data)) > 1e-3
     # the published constants: the stop leaves the logits where they are near enough
-    loose = draw(guide=diffusion.published_guide(curved, data))
-    difference = jnp.mean(jnp.abs(jax.nn.sigmoid(curved(loose)) - jax.nn.sigmoid(data)))
+    near = curved(free) + 0.1
+    loose = draw(guide=diffusion.published_guide(curved, near))
+    difference = jnp.mean(jnp.abs(jax.nn.sigmoid(curved(loose)) - jax.nn.sigmoid(near)))
     assert 1e-6 < difference <= 0.11
     final = draw(guide=diffusion.project_after(curved, data, step_size=0.5, final=True))
     np.testing.assert_allclose(curved(final), data, atol=1e-10)

@@ -76,8 +76,8 @@ def gaussian_prior(mean: Float[Array, "*x"], covariance: Float[Array, "..."], sc
 
 def mixture_prior(
     weights: Float[Array, " k"],
-    means: Float[Array, "k *x"],
-    covariances: Float[Array, "k ..."],
+    means: Float[Array, "..."],
+    covariances: Float[Array, "..."],
     schedule: AbstractSchedule,
 ) -> Prior:
     """The prior `sum_k weights_k N(means_k, covariances_k)`, with its exact denoiser.

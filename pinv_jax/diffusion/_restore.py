@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from .._problem import GaussianPrior, Problem
 from .._solution import RESULTS, result_where
@@ -195,7 +195,7 @@ def _run(
     forward: Any,
     onto: Any,
     data: Array,
-    keys: PRNGKeyArray,
+    keys: Key[Array, " num"],
     *,
     final: bool,
 ) -> tuple[Array, Array]:
@@ -259,7 +259,7 @@ def _drawn(prior: Prior | GeneratorPrior, key: PRNGKeyArray) -> Array:
 
 
 @eqx.filter_jit
-def _batches(prior: Prior, keys: PRNGKeyArray) -> Array:
+def _batches(prior: Prior, keys: Key[Array, " num"]) -> Array:
     return jax.lax.map(lambda k: sample(prior, DDIM(50), key=k), keys, batch_size=64)
 
 

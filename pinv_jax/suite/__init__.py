@@ -55,6 +55,8 @@ from ._restore_optics import RESTORE_CLIP as RESTORE_CLIP
 from ._restore_optics import RESTORE_FISHEYE as RESTORE_FISHEYE
 from ._restore_physics import RESTORE_COLOUR as RESTORE_COLOUR
 from ._restore_physics import RESTORE_CT as RESTORE_CT
+from ._restore_picture import DEGRADATIONS as DEGRADATIONS
+from ._restore_picture import restore_picture as restore_picture
 from ._restore_video import RESTORE_VIDEO as RESTORE_VIDEO
 from ._run import run as run
 from ._shift import SHIFT as SHIFT
