@@ -127,7 +127,8 @@ def fitted(x: Float[Array, "1 H W"], y: Float[Array, "1 h w"]) -> Float[Array, "
     def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         kernel, before = carry
         ahead = kernel + (i / (i + 3)).astype(kernel.dtype) * (kernel - before)
-        return optax.projections.projection_simplex(ahead - step * (gram @ ahead - right)), kernel
+        moved = optax.projections.projection_simplex(ahead - step * (gram @ ahead - right))
+        return moved.astype(kernel.dtype), kernel
 
     start = jnp.full(SIDE * SIDE, 1 / SIDE**2, x.dtype)
     kernel, _ = jax.lax.fori_loop(0, 300, body, (start, start))
