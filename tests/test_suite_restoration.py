@@ -142,4 +142,4 @@ def test_quick_blind_deconvolution_runs(results):
     report = run(suite.RESTORE_BLIND, results, "synthetic")
     rows = rows_by(report, "synthetic")
     assert rows["true kernel"]["error of the kernel"] == 0 < rows["kernel and image"]["error of the kernel"]
-    assert report["figures"] == ["figures/synthetic.png", "figures/synthetic-kernels.png"]
+    assert set(report["figures"]) == {"figures/synthetic.png", "figures/synthetic-kernels.png"}
