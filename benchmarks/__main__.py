@@ -9,6 +9,7 @@ from pathlib import Path
 NAMES = (
     "throughput",
     "lanes",
+    "streaming",
     "cost",
     "scale",
     "convolutions",
