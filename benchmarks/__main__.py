@@ -10,6 +10,8 @@ NAMES = (
     "throughput",
     "lanes",
     "streaming",
+    "batch_cost",
+    "gpu",
     "cost",
     "scale",
     "convolutions",
