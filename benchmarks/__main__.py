@@ -9,6 +9,9 @@ from pathlib import Path
 NAMES = (
     "throughput",
     "lanes",
+    "streaming",
+    "batch_cost",
+    "gpu",
     "cost",
     "scale",
     "convolutions",

@@ -12,7 +12,7 @@ import pytest
 from cases import PROBLEMS, SOLVERS
 
 import pinv_jax as pj
-from pinv_jax import solvers
+from pinv_jax import maps, solvers
 
 NUM, LANES = 24, 8
 MODES = {
@@ -185,6 +185,34 @@ def test_a_parameter_of_the_solver_may_differ_from_lane_to_lane():
     assert bool(jnp.all(found.success))
     assert int(found.stats.num_steps[0]) < int(found.stats.num_steps[1])
     assert float(found.stats.residual_rms[1]) <= 1e-6 < float(found.stats.residual_rms[0])
+
+
+class Prepared(maps.AbstractMap):
+    """A map with something to prepare."""
+
+    weight: jax.Array
+    prepared: jax.Array | None = None
+
+    def __call__(self, x):
+        return jnp.tanh((jnp.linalg.inv(self.weight) if self.prepared is None else self.prepared) @ x)
+
+    def in_structure(self):
+        return jax.ShapeDtypeStruct((2,), self.weight.dtype)
+
+    def prepare(self):
+        return Prepared(self.weight, jnp.linalg.inv(self.weight))
+
+
+@pytest.mark.parametrize("mode", ["streaming", pytest.param("masked", marks=pytest.mark.slow)])
+def test_maps_that_are_prepared_once(mode):
+    weight = jnp.array([[2.0, 1.0], [0.0, 2.0]])
+    x_true = jnp.linspace(-0.5, 0.5, 12).reshape(6, 2)
+    problem = pj.Problem(Prepared(weight), jax.vmap(Prepared(weight))(x_true))
+    found = pj.solve_batch(
+        problem, solvers.GradientDescent(atol=1e-8), jnp.zeros((6, 2)), mode=mode,
+        lanes=3 if mode == "streaming" else None, narrowest=3,
+    )  # fmt: skip
+    np.testing.assert_allclose(found.value, x_true, atol=1e-6)
 
 
 def test_several_starts_keep_the_best():

@@ -16,12 +16,12 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PyTree
 
+from .._mesh import everywhere, largest_and_sum
 from .._solution import Solution
 from ..maps import prepare
 from ._check import check_problem
 from ._descent import select
 from ._loop import Lane, begin, finish, finite_input, going, turn
-from ._mesh import everywhere, largest_and_sum
 
 TURNS_PER_REPORT = 64
 
