@@ -319,7 +319,10 @@ def refused(solver=None, project=None, wrt="data", **options):
 
 
 ERRORS = {
-    "projection": ({"project": solvers.Ball(1.0)}, r"knows one projection, `solvers.Box\(lower, upper\)`, and got Ball"),
+    "projection": (
+        {"project": solvers.Ball(1.0)},
+        r"knows one projection, `solvers.Box\(lower, upper\)`, and got Ball",
+    ),
     "solver": ({"solver": solvers.MinimumNorm()}, "MinimumNorm returns another point. Use adjoint='checkpointed'"),
     "budget": ({"max_steps": 0}, "max_steps=0; expected at least one"),
     "start": ({"wrt": "x0"}, "no derivative in x0 or in the solver"),
