@@ -150,7 +150,7 @@ def test_the_fields_are_rocks_and_vortices_and_the_map_is_the_equation():
             jax.vmap(problem.fields(dtype))(jax.random.split(key, 50)) for problem in (science.DARCY, science.VORTICITY)
         ]
         rocks, vortices = draws
-        pressure = pde.darcy_pressure(jnp.exp(1.5 * rocks[0].reshape(16, 16)))
+        pressure = pde.darcy_pressure(jnp.exp(2 * rocks[0].reshape(16, 16)))
         return rocks, vortices, pressure, science.DARCY.forward(dtype)(rocks[0])
 
     rocks, vortices, pressure, data = drawn(jax.random.key(0))
@@ -210,10 +210,9 @@ def test_quick_attributes_change_and_stay(tmp_path):
 def test_quick_darcy_is_met_within_the_noise(tmp_path):
     tables = quick(suite.SCIENCE_DARCY, tmp_path)["tables"]
     misfit, error = cells(tables["fields"], "misfit / noise"), cells(tables["fields"], "error")
-    assert misfit["NLBP on the network, then LM"] <= 1.01 < misfit["prior alone"]
+    assert misfit["LM from NLBP on the network"] <= 1.01 < misfit["prior alone"]
     assert error["LM with a normal prior"] < error["prior alone"]
-    steps = [row["steps of LM"] for row in tables["pairs"]]
-    assert steps[-1] < steps[0], "a start by pinv saves steps"
+    assert tables["pairs"][1]["error at the start"] < tables["pairs"][0]["error at the start"]
 
 
 @pytest.mark.slow

@@ -152,6 +152,17 @@ def draw(method: Callable[..., Any], models: Any, items: Any, *, key: PRNGKeyArr
     return Samples(x, (time.process_time() - start) / (num_seeds * num))
 
 
+def best_scale(
+    method: Callable[..., Any], models: dict[str, Any], items: Any, score: Callable[[Array], Any], *, key: PRNGKeyArray
+) -> Array:
+    """Of `SCALES` the one as `models["scale"]` whose samples `(1, items, *x)` have the best score; NaN is the worst."""
+    keys = jax.random.split(key, (1, jax.tree.leaves(items)[0].shape[0]))
+    scales = [jnp.asarray(scale, jax.tree.leaves(items)[0].dtype) for scale in SCALES]
+    run = _apply.lower(method, models | {"scale": scales[0]}, items, keys).compile()
+    scores = [float(score(run(method, models | {"scale": scale}, items, keys))) for scale in scales]
+    return scales[int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))]
+
+
 @eqx.filter_jit
 def misses(f: Any, x: Float[Array, "seeds num *x"], data: Float[Array, "num *y"]) -> Float[Array, "seeds num"]:
     """The root mean square of `f(x) - data`, relative to the standard deviation of the data."""
