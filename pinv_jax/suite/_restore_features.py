@@ -60,7 +60,7 @@ def ordinary_classifier(bench: Bench, train: Labelled) -> Mapping[str, AbstractM
     optimiser = optax.adamw(2e-3, weight_decay=1e-3)
 
     def loss(variables: Any, x: Array, y: Array) -> Array:
-        logits = jax.vmap(lambda x: module.apply(variables, x))(x)
+        logits: Any = jax.vmap(lambda x: module.apply(variables, x))(x)
         return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, y))
 
     @jax.jit
@@ -140,12 +140,14 @@ def restored(bench: Bench, what: str) -> Findings:
     models["classes"] = lambda x: jnp.argmax(jax.vmap(classifier)(x), axis=1)
     found = compare(bench, methods(num_steps), models, h, asked, data["train"], judge)
     x = 2 * asked.x - 1
-    found.measures |= {
-        "scale of DPS": float(models["scale"]),
-        "fit of the stand-in": errors.fit,
-        "consistency of the stand-in": errors.consistency,
-        "accuracy of the classifier": float(np.mean(np.asarray(models["classes"](x)) == np.asarray(asked.y))),
-    }
+    found.measures.update(
+        {
+            "scale of DPS": float(models["scale"]),
+            "fit of the stand-in": errors.fit,
+            "consistency of the stand-in": errors.consistency,
+            "accuracy of the classifier": float(np.mean(np.asarray(models["classes"](x)) == np.asarray(asked.y))),
+        }
+    )
     return found
 
 

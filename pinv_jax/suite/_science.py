@@ -260,7 +260,8 @@ def fields_part(bench: Bench, science: Science) -> Findings:
         name: (draw(method, models, data, key=bench.key, num_seeds=num_seeds if cost else 1), cost)
         for name, (method, cost) in methods(num_steps).items()
     }
-    rows, arrays = [], {"truth": test[:8]}
+    rows: list[dict[str, Any]] = []
+    arrays: dict[str, Any] = {"truth": test[:8]}
 
     def add(name: str, x: Array, steps: Any, evaluations: Any, cost: int, seconds: float) -> None:
         seen = _data(h, x.reshape(-1, x.shape[-1])).reshape(len(x), *data.shape)
