@@ -158,7 +158,7 @@ def test_the_fields_are_rocks_and_vortices_and_the_map_is_the_equation():
     assert np.mean(np.abs(rocks) > 0.9) > 0.5, "two kinds of rock, and little in between"
     np.testing.assert_allclose(jnp.mean(vortices, axis=1), 0, atol=1e-12)
     np.testing.assert_allclose(data, pressure[2::3, 2::3].ravel(), rtol=1e-12)
-    assert science.VORTICITY.forward(dtype).out_structure().shape == (64,)
+    assert science.VORTICITY.forward(dtype).out_structure().shape == (36,)
 
 
 def test_the_normal_prior_has_the_moments_of_the_fields():

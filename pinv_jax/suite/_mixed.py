@@ -46,7 +46,9 @@ def constraints(bench: Bench) -> dict[str, Any]:
         of_unit(SurjectiveChain([Quantiles(shape, 8, bench.dtype)])),
         SurjectiveChain([network, unit]),
     )
-    return {name: prepare(Natural(f)) for name, f in zip(NAMES, found, strict=True)}
+    energies, *others = (prepare(f) for f in found)
+    # Without energy there is no z(0); with the section of `BandEnergies`, which is constant too, nothing changes.
+    return dict(zip(NAMES, (energies, *(prepare(Natural(f)) for f in others)), strict=True))
 
 
 def _sampled(make: Any, num_steps: int, models: Any, item: Any, key: PRNGKeyArray) -> Array:
