@@ -8,6 +8,7 @@ from pathlib import Path
 
 NAMES = (
     "throughput",
+    "lanes",
     "cost",
     "scale",
     "convolutions",
@@ -15,6 +16,8 @@ NAMES = (
     "pde_cost",
     "spnn",
     "lifted_speed",
+    "guidance_bias",
+    "restoration_cost",
     "import_time",
     "table",
 )

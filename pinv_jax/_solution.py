@@ -3,8 +3,9 @@
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Scalar
 
 
 class RESULTS(optx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -34,6 +35,7 @@ class Stats(eqx.Module):
         num_fallbacks: accepted steps that a fallback, not the learned inverse, proposed.
         num_f, num_g, num_jvp, num_vjp: evaluations of the forward map, the inverse, and the derivative products of
             either. Evaluations that a finished lane of a batch repeats in vain are not counted.
+        num_idle: turns of a batch's loop that the lane was carried through in vain after it had finished.
         residual_rms: `sqrt(mean((f(x) - data)**2))` at the returned value.
         objective: the objective at the returned value.
     """
@@ -45,8 +47,16 @@ class Stats(eqx.Module):
     num_g: Int[Array, "*batch"]
     num_jvp: Int[Array, "*batch"]
     num_vjp: Int[Array, "*batch"]
+    num_idle: Int[Array, "*batch"]
     residual_rms: Float[Array, "*batch"]
     objective: Float[Array, "*batch"]
+
+    @property
+    def useful(self) -> Scalar:
+        """The useful share of the lane-steps of a batch: trials of lanes that had not finished, among all made."""
+        useful = jnp.sum(self.num_steps + self.num_rejected, dtype=float)
+        made = useful + jnp.sum(self.num_idle, dtype=float)
+        return jnp.where(made > 0, useful / jnp.maximum(made, 1.0), 1.0)
 
 
 class History(eqx.Module):

@@ -7,6 +7,7 @@ the static parts of the tree, and what the writer wished to add. Nothing is ever
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -170,6 +171,19 @@ def _describe(leaf: Any) -> dict[str, Any]:
 def _paths_and_leaves(tree: Any) -> tuple[list[str], list[Any], Any]:
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree)
     return [jax.tree_util.keystr(path) or "(root)" for path, _ in pairs], [leaf for _, leaf in pairs], treedef
+
+
+def digest(*trees: Any) -> str:
+    """A hash of every array, and of the text of everything else that has one."""
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(trees):
+        if _is_key(leaf):
+            leaf = jax.random.key_data(leaf)
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            sha.update(f"{leaf.dtype}{leaf.shape}".encode() + np.asarray(leaf).tobytes())
+        elif isinstance(leaf, bool | int | float | str):
+            sha.update(repr(leaf).encode())
+    return sha.hexdigest()
 
 
 def _is_plain_dtype(dtype: np.dtype) -> bool:

@@ -1,4 +1,4 @@
-"""The command `pinv-jax`: `run NAME` solves a named inverse problem from data to report, `list` names them."""
+"""The command `pinv-jax`: `run` solves a named inverse problem, `list` names them, `restore` restores a picture."""
 
 import argparse
 import os
@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -26,8 +27,34 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
     run.add_argument("--quick", action="store_true", help="small and short, to see that everything runs")
     run.add_argument("--jobs", type=int, default=2, metavar="N", help="for `all`: so many at a time (default 2)")
+    _add_restore(commands)
     commands.add_parser("list", help="name the problems, their recipes and the solvers")
     return parser
+
+
+def _add_restore(commands: Any) -> None:
+    restore = commands.add_parser("restore", help="restore a picture file with a diffusion prior that is trained here")
+    restore.add_argument("picture", type=Path, help="a PNG or JPEG file; its middle square is restored")
+    restore.add_argument(
+        "--degradation",
+        required=True,
+        metavar="NAME",
+        help="what happened to it: blur, lens, jpeg, clip, bits or small",
+    )
+    restore.add_argument("--strength", type=float, help="of the degradation; `list` says what it means")
+    restore.add_argument(
+        "--prior", metavar="NAME|FILE", help="of a prior that is trained here, or published DDPM weights (256 x 256)"
+    )
+    restore.add_argument("--train", action="store_true", help="train the prior if there is none yet, and keep it")
+    restore.add_argument(
+        "--size", type=int, metavar="N", help="side of the result in pixels; that of the prior if absent"
+    )
+    restore.add_argument("--simulate", action="store_true", help="take the picture for the truth, and degrade it first")
+    restore.add_argument("--num-samples", type=int, default=4, metavar="N", help="pictures to draw (default 4)")
+    restore.add_argument("--num-steps", type=int, default=100, metavar="N", help="of the sampler (default 100)")
+    restore.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")
+    restore.add_argument("--out", type=Path, metavar="FOLDER", help="default results/restore-PICTURE")
+    restore.add_argument("--quick", action="store_true", help="a prior hardly trained, to see that everything runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Many small decompositions: LAPACK's own threads wait for each other and cost more than they give.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        return _list() if options.command == "list" else _run(options)
+        return {"list": _list, "run": _run, "restore": _restore}[options.command](options)
     except (ValueError, FileNotFoundError) as error:
         print(f"pinv-jax: {error}", file=sys.stderr)
         return 2
@@ -45,12 +72,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _list() -> int:
+def _list(options: argparse.Namespace) -> int:
+    del options
     from . import suite
 
     for problem in suite.PROBLEMS.values():
         print(f"{problem.name}: {problem.summary}\n    recipes: {', '.join(problem.recipes)}; {problem.reference}")
     print(f"solvers: {', '.join(suite.SOLVER_NAMES)}")
+    print("degradations of `restore`:")
+    for name, kind in suite.DEGRADATIONS.items():
+        print(f"    {name}: {kind.summary}; strength {kind.strength:g}, {kind.meaning}")
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from . import suite
+    from ._progress import fit_progress
+
+    if not options.picture.is_file():
+        raise ValueError(f"{options.picture} is no file; expected a picture")
+    for name in ("num_samples", "num_steps"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}; expected at least 1")
+    out = Path("results") / f"restore-{options.picture.stem}" if options.out is None else options.out
+    names = ("prior", "strength", "size", "simulate", "num_samples", "num_steps", "seed", "train", "quick")
+    chosen = {name: getattr(options, name) for name in names}
+    report = suite.restore_picture(options.picture, options.degradation, out, progress=fit_progress(), **chosen)
+    for name, values in report.items():
+        if "PSNR" in name or "RMS" in name:
+            print(f"{name}: {values}")
+    print(f"written to {out}: observed.png, sample-0.png, ..., mean.png, std.png, report.json")
     return 0
 
 

@@ -13,7 +13,7 @@ from pinv_jax._solution import RESULTS, History, Solution, Stats
 def one_solution(index, history):
     """A made-up solution; `index` may be traced."""
     count, number = jnp.asarray(index, jnp.int32), jnp.asarray(index, jnp.float32)
-    stats = Stats(*(count + i for i in range(7)), *(number + i for i in range(2)))
+    stats = Stats(*(count + i for i in range(8)), *(number + i for i in range(2)))
     record = History(*(jnp.full((6,), number + i) for i in range(4))) if history else None
     result = RESULTS.where(count % 2 == 0, RESULTS.successful, RESULTS.line_search_failed)
     return Solution(jnp.arange(5.0, dtype=jnp.float32) * number, result, stats, record)

@@ -258,8 +258,10 @@ OPTIONS = {
     "history without slots": (lambda: pj.solve(problem(), LM, X0, history=0), ["history=0", "at least 1"]),
     "unknown adjoint": (
         lambda: pj.solve(problem(), LM, X0, adjoint="reverse"),
-        ["adjoint='reverse'", "'forward' or 'checkpointed'"],
+        ["adjoint='reverse'", "'forward', 'checkpointed', 'implicit' or `Implicit(...)`"],
     ),
+    "unknown policy": (lambda: solvers.Implicit("none"), ["uncertified='none'", "'nan', 'zero' or 'unrolled'"]),
+    "unknown hessian": (lambda: solvers.Implicit(hessian="half"), ["hessian='half'", "'full' or 'gauss-newton'"]),
     "unknown proposal": (
         lambda: solvers.DIPG(inverse, proposal="newton"),
         ["proposal='newton'", "'defect', 'jvp' or 'paper'"],

@@ -2,8 +2,9 @@
 
 - `Prior`: a network that tells an image from its noise, with the schedule of the noise: `LinearSchedule`,
   `CosineSchedule`, `ContinuousLinearSchedule`, `ContinuousCosineSchedule`, or an `AbstractSchedule` of your own.
-- `DenoisingUNet`, the network of DDPM; `fit_prior` trains one, or another callable, with averaged weights.
-- `gaussian_prior`, `mixture_prior`: priors known in closed form.
+- `DenoisingUNet`, the network of DDPM, and `flax_denoiser`, any of flax; `fit_prior` trains either, or another
+  callable, with averaged weights. `io.load_ddpm` reads published weights.
+- `tiled`: a prior of small images as one of large ones. `gaussian_prior`, `mixture_prior`: priors known in closed form.
 - `sample`: one image, by `DDPM`, `DDIM`, `DDNM` (with time travel), `ProbabilityFlow` (an ODE) or `FixedPoint` (to a
   tolerance), from noise or from a `Start`.
 - `restore`: samples of all images that an observation leaves possible, for a surjection, any callable, or pairs; also
@@ -16,6 +17,7 @@
 
 from ._exact import gaussian_prior as gaussian_prior
 from ._exact import mixture_prior as mixture_prior
+from ._flax import flax_denoiser as flax_denoiser
 from ._flow import FixedPoint as FixedPoint
 from ._flow import ProbabilityFlow as ProbabilityFlow
 from ._gradient_guides import DPS as DPS
@@ -46,6 +48,7 @@ from ._schedules import ContinuousCosineSchedule as ContinuousCosineSchedule
 from ._schedules import ContinuousLinearSchedule as ContinuousLinearSchedule
 from ._schedules import CosineSchedule as CosineSchedule
 from ._schedules import LinearSchedule as LinearSchedule
+from ._tiled import tiled as tiled
 from ._train import denoising as denoising
 from ._train import fit_prior as fit_prior
 from ._unet import DenoisingUNet as DenoisingUNet

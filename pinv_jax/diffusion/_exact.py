@@ -1,5 +1,7 @@
 """Priors whose denoiser is known in closed form, `gaussian_prior` and `mixture_prior`: for tests, and for fields."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,14 +16,14 @@ class GaussianDenoiser(eqx.Module):
     """`E[x | x_t] = mean + a C (a^2 C + s^2)^-1 (x_t - a mean)` with `a^2 = alpha_bar`, `s^2 = 1 - alpha_bar`.
 
     Attributes:
-        mean: of `x`.
+        mean: of `x`; in a mixture, as all the rest, with a leading axis.
         variances: along the principal axes, flat.
         axes: principal axes, one per column; None if they are the entries of `x`.
     """
 
-    mean: Float[Array, "*x"]
-    variances: Float[Array, " n"]
-    axes: Float[Array, "n n"] | None
+    mean: Float[Array, "..."]
+    variances: Float[Array, "..."]
+    axes: Float[Array, "..."] | None
     schedule: AbstractSchedule
 
     def __call__(self, x_t: Float[Array, "*x"], t: Scalar) -> Float[Array, "*x"]:
@@ -74,15 +76,16 @@ def gaussian_prior(mean: Float[Array, "*x"], covariance: Float[Array, "..."], sc
 
 def mixture_prior(
     weights: Float[Array, " k"],
-    means: Float[Array, "k *x"],
-    covariances: Float[Array, "k ..."],
+    means: Float[Array, "..."],
+    covariances: Float[Array, "..."],
     schedule: AbstractSchedule,
 ) -> Prior:
     """The prior `sum_k weights_k N(means_k, covariances_k)`, with its exact denoiser.
 
     Args:
         weights: positive; they are divided by their sum.
-        means: shape `(k, *x)`.
+        means: shape `(k, *x)`. With the images of a training set for means, and small variances, this is the kernel
+            density estimate of it, a prior that needs no training.
         covariances: k covariances as in `gaussian_prior`.
         schedule: of the noise.
 
@@ -94,27 +97,28 @@ def mixture_prior(
             f"mixture_prior: {len(weights)} weights {np.asarray(weights)}, {len(means)} means and {len(covariances)} "
             "covariances; expected equal numbers and positive weights."
         )
-    parts = [_gaussian(mean, covariance, schedule) for mean, covariance in zip(means, covariances, strict=True)]
-    components = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+    components = _gaussian(means, covariances, schedule, batched=True)
     denoiser = MixtureDenoiser(jnp.log(weights / jnp.sum(weights)), components)
     return Prior(denoiser, schedule, shape=means.shape[1:], prediction="x0")
 
 
-def _gaussian(mean: Array, covariance: Array, schedule: AbstractSchedule) -> GaussianDenoiser:
-    if covariance.shape == mean.shape:
-        variances, axes = jnp.ravel(covariance), None
-    elif covariance.shape == (mean.size, mean.size):
-        if not np.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6 * float(jnp.max(jnp.abs(covariance)))):
-            raise ValueError("gaussian_prior: the covariance is not symmetric.")
+def _gaussian(mean: Array, covariance: Array, schedule: AbstractSchedule, *, batched: bool = False) -> GaussianDenoiser:
+    """The denoiser of one normal distribution, or of several, with a leading axis."""
+    lead, shape = (mean.shape[:1], mean.shape[1:]) if batched else ((), mean.shape)
+    size = math.prod(shape)
+    if covariance.shape == (*lead, *shape):
+        variances, axes = covariance.reshape(*lead, size), None
+    elif covariance.shape == (*lead, size, size):
+        if not np.allclose(covariance, covariance.mT, rtol=1e-4, atol=1e-6 * float(jnp.max(jnp.abs(covariance)))):
+            raise ValueError("A covariance is not symmetric.")
         variances, axes = jnp.linalg.eigh(covariance)
     else:
         raise ValueError(
-            f"gaussian_prior: covariance of shape {covariance.shape} for x of shape {mean.shape}, expected "
-            f"({mean.size}, {mean.size}), or variances shaped like x."
+            f"covariance of shape {covariance.shape[len(lead) :]} for x of shape {shape}; expected ({size}, {size}), "
+            "or variances shaped like x."
         )
     if not np.all(np.asarray(variances) > 0):
         raise ValueError(
-            f"gaussian_prior: the smallest variance along a principal axis is {float(jnp.min(variances)):.3g}, "
-            "expected positive ones."
+            f"The smallest variance along a principal axis is {float(jnp.min(variances)):.3g}, expected positive ones."
         )
     return GaussianDenoiser(mean, variances, axes, schedule)

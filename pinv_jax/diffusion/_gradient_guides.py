@@ -1,8 +1,9 @@
 """Guides through the derivative of the network, for any differentiable map: `DPS`, `PiGDM`. Baselines."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
@@ -82,7 +83,8 @@ class PiGDM(AbstractGuide):
     data: Float[Array, "*y"]
     noise_std: Any
     data_std: Any
-    num_iterations: int
+    num_iterations: int = eqx.field(static=True)
+    is_score: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
 from ..maps import AbstractSurjection, Joint, Natural, prepare, store
 from ..solvers import cyclic_nlbp, nlbp, nlbp_interval
+from ..solvers._check import concrete
 from ..solvers._nlbp import as_surjection
 from ._prior import Denoise
 from ._schedules import noised
@@ -24,8 +25,13 @@ class AbstractGuide(eqx.Module):
     - `guide(denoise, x_t, t, key) -> x0_hat`, where `denoise(x_t, t)` is the estimate of the prior, which may be
       differentiated, and `denoise.schedule` the schedule;
     - `ready()`, if something can be computed before the loop;
-    - `finish(x)`, if the image shall be changed after it.
+    - `finish(x)`, if the image shall be changed after it;
+    - `is_score = True`, if the estimate is the mean of the image given `x_t` and the observation: then the noise in
+      `x_t` is another one too. Where an estimate is only projected it is not, and a sampler that took it for such would
+      be biased for good, see `benchmarks/guidance_bias.py`.
     """
+
+    is_score: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(self, denoise: Denoise, x_t: Float[Array, "*x"], t: Scalar, key: PRNGKeyArray) -> Float[Array, "*x"]:
@@ -206,10 +212,16 @@ def project_after_interval(
         final: see `project_after`.
 
     Raises:
-        ValueError: `f` is no surjection, or, when it is used, a lower bound exceeds its upper one.
+        ValueError: `f` is no surjection, or a lower bound exceeds its upper one.
     """
     f = as_surjection(f, "project_after_interval")
-    return ProjectAfterInterval(f, jnp.asarray(lower), jnp.asarray(upper), store(step_size), final)
+    lower, upper = (jnp.asarray(bound, f.out_structure().dtype) for bound in (lower, upper))
+    if concrete(lower) and concrete(upper) and (num := int(jnp.sum(lower > upper))):
+        raise ValueError(
+            f"project_after_interval: lower exceeds upper in {num} entries; expected lower <= upper everywhere. Were "
+            "they swapped?"
+        )
+    return ProjectAfterInterval(f, lower, upper, store(step_size), final)
 
 
 class LinearBackProjection(AbstractGuide):

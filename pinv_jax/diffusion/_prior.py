@@ -49,7 +49,7 @@ class Prior(eqx.Module):
     def __init__(
         self,
         network: Callable[..., Any],
-        schedule: AbstractSchedule,
+        schedule: Any,
         *,
         shape: tuple[int, ...],
         prediction: str = "epsilon",

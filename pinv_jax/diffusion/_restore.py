@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from .._problem import GaussianPrior, Problem
 from .._solution import RESULTS, result_where
@@ -181,7 +181,7 @@ def restore(
     keys = jax.random.split(key, num_samples)
     samples, seen = _run(prior, sampler, guide, start, store(forward), store(onto), data, keys, final=final)
     consistency = jnp.sqrt(jnp.mean((seen - data[None]) ** 2, axis=tuple(range(1, seen.ndim))))
-    result = result_where(consistency <= atol, RESULTS.successful, RESULTS.stationary)
+    result = jax.vmap(lambda met: result_where(met, RESULTS.successful, RESULTS.stationary))(consistency <= atol)
     mean, std = jnp.mean(samples, axis=0), jnp.std(samples, axis=0)
     return Restoration(samples, mean, std, consistency, result, stand_in)
 
@@ -195,7 +195,7 @@ def _run(
     forward: Any,
     onto: Any,
     data: Array,
-    keys: PRNGKeyArray,
+    keys: Key[Array, " num"],
     *,
     final: bool,
 ) -> tuple[Array, Array]:
@@ -228,7 +228,7 @@ def _finished(forward: Any, onto: Any, x: Array, data: Array) -> Array:
 
 
 def _is_several(degradation: Any) -> bool:
-    return isinstance(degradation, Sequence) and all(callable(unstore(f)) for f in degradation)
+    return isinstance(degradation, Sequence) and bool(degradation) and all(callable(unstore(f)) for f in degradation)
 
 
 def _finite(data: Any) -> Any:
@@ -259,7 +259,7 @@ def _drawn(prior: Prior | GeneratorPrior, key: PRNGKeyArray) -> Array:
 
 
 @eqx.filter_jit
-def _batches(prior: Prior, keys: PRNGKeyArray) -> Array:
+def _batches(prior: Prior, keys: Key[Array, " num"]) -> Array:
     return jax.lax.map(lambda k: sample(prior, DDIM(50), key=k), keys, batch_size=64)
 
 

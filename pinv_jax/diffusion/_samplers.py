@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -45,19 +45,19 @@ class AbstractSampler(eqx.Module):
 class AbstractStepSampler(AbstractSampler):
     """`x_next = a' x0 + kept e + fresh noise`, from one time to the next; `a'^2 = alpha_bar(t_next)`.
 
-    `x0` is the guided estimate of the image, `e` the noise that an estimate leaves in `x_t`. The last step leads to the
-    image without noise, which is the guided estimate itself.
+    `x0` is the guided estimate of the image. `e` is the noise that the estimate of the prior leaves in `x_t`; or, for
+    a guide that `is_score`, the one that the guided estimate leaves. The last step leads to the image without noise,
+    which is the guided estimate itself.
 
     Implementing such a sampler:
 
-    - `num_steps`, `own_times`, and `follows`: whether `e` is what the guided estimate leaves, or that of the prior;
+    - `num_steps` and `own_times` are fields;
     - `scales(schedule, t, t_next)`: `kept` and `fresh`;
     - `visits(times)`, if it goes back and forth.
     """
 
     num_steps: eqx.AbstractVar[int]
     own_times: eqx.AbstractVar[tuple[float, ...] | None]
-    follows: eqx.AbstractClassVar[bool]
 
     def times(self, schedule: AbstractSchedule) -> np.ndarray:
         """See `AbstractSampler`."""
@@ -86,14 +86,15 @@ class AbstractStepSampler(AbstractSampler):
         visits, schedule = self.visits(times), prior.schedule
         t, t_next = (jnp.asarray(part, prior.dtype) for part in (visits[:-1], visits[1:]))
         keys = jax.random.split(key, len(t))
+        is_score = getattr(guide, "is_score", False)
 
         def down(x_t: Array, t: Array, t_next: Array, noise: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
             (signal, spread), signal_next = schedule.scales(t), schedule.scales(t_next)[0]
             kept, fresh = self.scales(schedule, t, t_next)
-            gain = signal_next - kept * signal / spread if self.follows else signal_next
+            gain = signal_next - kept * signal / spread if is_score else signal_next
             denoise = Denoise(prior, x_t, t, gain)
             x0 = guide(denoise, x_t, t, key)
-            left = (x_t - signal * (x0 if self.follows else denoise.free)) / spread
+            left = (x_t - signal * (x0 if is_score else denoise.free)) / spread
             return signal_next * x0 + kept * left + fresh * noise, x0
 
         def body(carry: tuple[Array, Array], row: Any) -> tuple[tuple[Array, Array], None]:
@@ -122,9 +123,7 @@ def _check_steps(name: str, num_steps: int, times: Any) -> tuple[float, ...] | N
 class DDIM(AbstractStepSampler):
     """`x_next = a' x0 + sqrt(s'^2 - r^2) e + r noise`, `e = (x_t - a x0) / s`, `a^2 = 1 - s^2 = alpha_bar`.
 
-    With `eta = 0` the way is deterministic, with `eta = 1` it is that of `DDPM`; `r` is eta times the spread there. The
-    noise `e` is the one that the guided `x0` leaves in `x_t`, so that a guide which is the score of an observation is
-    one of the posterior.
+    With `eta = 0` the way is deterministic, with `eta = 1` it is that of `DDPM`; `r` is eta times the spread there.
 
     Args:
         num_steps: evaluations of the denoiser.
@@ -141,7 +140,6 @@ class DDIM(AbstractStepSampler):
     num_steps: int = eqx.field(static=True)
     eta: float = eqx.field(static=True)
     own_times: tuple[float, ...] | None = eqx.field(static=True)
-    follows: ClassVar[bool] = True
 
     def __init__(self, num_steps: int = 100, eta: float | int = 0.0, *, times: Any = None):
         if not 0 <= eta <= 1:
@@ -175,9 +173,8 @@ def DDPM(num_steps: int = 1000, *, times: Any = None) -> DDIM:  # noqa: N802 (th
 class DDNM(AbstractStepSampler):
     """`x_next = a' x0 + c e + r noise`, `r^2 = 1 - a^2 / a'^2`, `c^2 = max(0, 1 - a'^2 - r^2)`, with time travel.
 
-    The sampler of the published code of the SPNN paper. The noise `e` is the one that the prior sees, whatever the
-    guide makes of the image. Over long steps close to the image `r^2` exceeds `1 - a'^2`, and the step adds more noise
-    than belongs there; `c` is zero then.
+    The sampler of the published code of the SPNN paper. Over long steps close to the image `r^2` exceeds `1 - a'^2`,
+    and the step adds more noise than belongs there; `c` is zero then.
 
     Time travel repeats stretches of `travel_length` steps, each from its end with fresh noise added, `travel_repeat`
     times in all. A guide that acts on single estimates can thus make itself heard.
@@ -202,7 +199,6 @@ class DDNM(AbstractStepSampler):
     travel_length: int = eqx.field(static=True)
     travel_repeat: int = eqx.field(static=True)
     own_times: tuple[float, ...] | None = eqx.field(static=True)
-    follows: ClassVar[bool] = False
 
     def __init__(self, num_steps: int = 100, travel_length: int = 1, travel_repeat: int = 1, *, times: Any = None):
         if travel_length < 1 or travel_repeat < 1:

@@ -131,13 +131,13 @@ class AbstractDiscreteSchedule(AbstractSchedule):
     def check(self) -> None:
         """See `AbstractSchedule`."""
         bars = self.alpha_bars()
-        if not (np.all(np.isfinite(bars)) and np.all(np.diff(bars) < 0) and bars[-1] > 0 and bars[0] < 1):
-            raise ValueError(f"{type(self).__name__}: alpha_bar must decrease from below 1 to above 0, got {bars}.")
-        if bars[0] < 0.9:
+        if not bars[0] >= 0.9:
             raise ValueError(
                 f"{type(self).__name__} does not end at the data: alpha_bar(0) = {bars[0]:.4g}, expected at least 0.9. "
                 "Begin with a smaller step."
             )
+        if not (np.all(np.diff(bars) < 0) and bars[-1] > 0 and bars[0] < 1):
+            raise ValueError(f"{type(self).__name__}: alpha_bar must decrease from below 1 to above 0, got {bars}.")
         super().check()
 
 

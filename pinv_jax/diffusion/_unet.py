@@ -128,7 +128,7 @@ class DenoisingUNet(eqx.Module):
             blocks = [block((width if i else before) + skips.pop(), width) for i in range(num_blocks + 1)]
             up.append(level(blocks, width, index, ends=index == 0))
             before = width
-        self.up = tuple(up)
+        self.up = tuple(up)  # from coarse to fine, as they are applied
         self.norm_out = GroupNorm(widths[0], num_groups, dtype)
         self.conv_out = silent(conv(widths[0], channels))
 

@@ -6,6 +6,7 @@ from typing import TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
@@ -115,21 +116,24 @@ def silent(layer: Layer) -> Layer:
 
 def halved(conv: FieldConv, x: Float[Array, "h w in"]) -> Float[Array, "h2 w2 out"]:
     """`conv` at every other pixel, with zeros beyond the right and the lower border alone."""
-    padded = jnp.pad(x, [(0, 1), (0, 1), (0, 0)])
     # see FieldConv: inside a loop, a CPU takes long over XLA's convolution
-    y = jax.lax.platform_dependent(conv.weight, padded, cpu=_unfolded, default=_convolved)
+    y = jax.lax.platform_dependent(conv.weight, x, cpu=_unfolded, default=_convolved)
     return y + conv.bias.reshape(1, 1, -1)
 
 
-def _unfolded(weight: Float[Array, "out in 3 3"], padded: Float[Array, "h w in"]) -> Float[Array, "h2 w2 out"]:
-    height, width = (side // 2 for side in padded.shape[:2])
-    taps = [padded[i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2] for i in range(3) for j in range(3)]
-    matrix = weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
-    return (jnp.concatenate(taps, axis=-1).reshape(-1, len(matrix)) @ matrix).reshape(height, width, -1)
+def _unfolded(weight: Float[Array, "out in 3 3"], x: Float[Array, "h w in"]) -> Float[Array, "h2 w2 out"]:
+    height, width, channels = x.shape
+    own = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    padded = np.pad(own, (0, 1), constant_values=own.size)
+    taps = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))[::2, ::2].reshape(-1, 9)
+    entries = x.reshape(-1, channels).at[taps].get(mode="fill", fill_value=0)
+    matrix = weight.transpose(2, 3, 1, 0).reshape(9 * channels, -1)
+    return (entries.reshape(-1, len(matrix)) @ matrix).reshape(height // 2, width // 2, -1)
 
 
-def _convolved(weight: Float[Array, "out in 3 3"], padded: Float[Array, "h w in"]) -> Float[Array, "h2 w2 out"]:
+def _convolved(weight: Float[Array, "out in 3 3"], x: Float[Array, "h w in"]) -> Float[Array, "h2 w2 out"]:
     layout = ("NHWC", "OIHW", "NHWC")
+    padded = jnp.pad(x, [(0, 1), (0, 1), (0, 0)])
     return jax.lax.conv_general_dilated(padded[None], weight, (2, 2), "VALID", dimension_numbers=layout)[0]
 
 

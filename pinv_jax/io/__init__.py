@@ -3,7 +3,7 @@
 - Models of this library: `save_model`, `load_model`, `read_model_meta`.
 - Solutions: `save_solution`, `load_solution`.
 - Arrays of the user, `.npy`, `.npz` or `.csv`: `read_array`.
-- Images of the user: `read_idx` (the format of MNIST), `read_image_folder`.
+- Images of the user: `read_idx` (the format of MNIST), `read_image`, `read_image_folder`, `write_image`.
 - PyTorch state files, without PyTorch: `load_torch`; published networks: `load_spnn`, `load_deceptron`,
   `load_ddpm`.
 
@@ -12,7 +12,9 @@ Every write is atomic, nothing is ever unpickled, and a file that is truncated, 
 """
 
 from ._images import read_idx as read_idx
+from ._images import read_image as read_image
 from ._images import read_image_folder as read_image_folder
+from ._images import write_image as write_image
 from ._native import load_model as load_model
 from ._native import load_solution as load_solution
 from ._native import read_array as read_array

@@ -1,4 +1,4 @@
-"""Images of the user: `read_idx` for IDX files such as those of MNIST, `read_image_folder` for PNG and JPEG files."""
+"""Images of the user: `read_idx` for files like those of MNIST; PNG and JPEG by `read_image`, `read_image_folder`."""
 
 import gzip
 import math
@@ -84,10 +84,7 @@ def read_image_folder(
         ValueError: no folder, no images in it (or fewer than `num`), a file that is no image, `side` not positive, or
             scikit-image is not installed.
     """
-    try:
-        import skimage.io
-    except ImportError as error:
-        raise ValueError('Image files are read by scikit-image: pip install "pinv_jax[data]"') from error
+    _skimage()
     path = Path(path)
     if side < 1:
         raise ValueError(f"side={side}; expected a positive number of pixels.")
@@ -96,31 +93,94 @@ def read_image_folder(
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
     if len(files) < max(1, num or 1):
         raise ValueError(f"{path} holds {len(files)} files with {', '.join(ENDINGS)}; expected {num or 'at least 1'}.")
-    images = []
-    for file in files[:num]:
-        try:
-            with file.open("rb") as handle:
-                pixels = np.asarray(skimage.io.imread(handle))
-        except Exception as error:  # what the decoders raise depends on which one is used
-            raise ValueError(f"{file} cannot be read as an image: {error}") from error
-        images.append(_grey_square(file, pixels, side))
+    images = [_square(_grey(_pixels(file)), side) for file in files[:num]]
     return jnp.asarray(np.stack(images), jnp.result_type(float if dtype is None else dtype))
 
 
-def _grey_square(file: Path, pixels: np.ndarray, side: int) -> np.ndarray:
-    from skimage.color import rgb2gray, rgba2rgb
-    from skimage.transform import resize
+def read_image(
+    path: str | Path, side: int, *, grey: bool = False, dtype: DTypeLike | None = None
+) -> Float[Array, "c side side"]:
+    """Reads a PNG or JPEG file between 0 and 1: its middle square, averaged down (or interpolated) to `side` pixels.
+
+    Args:
+        path: the file. Where it is transparent it is white.
+        side: pixels along either side.
+        grey: whether colours are turned to grey; a file without colours is grey anyway.
+        dtype: of the result; the default float by default.
+
+    Returns:
+        Three channels, or one for grey.
+
+    Raises:
+        ValueError: a file that is no image, `side` not positive, or scikit-image is not installed.
+        FileNotFoundError: there is no such file.
+    """
+    if side < 1:
+        raise ValueError(f"side={side}; expected a positive number of pixels.")
+    image = _pixels(Path(path))
+    image = _grey(image) if grey else image
+    if image.ndim == 3 and np.all(image == image[..., :1]):
+        image = image[..., 0]
+    square = np.atleast_3d(_square(image, side)).transpose(2, 0, 1)
+    return jnp.asarray(square, jnp.result_type(float if dtype is None else dtype))
+
+
+def write_image(path: str | Path, image: Float[Array, "c h w"]) -> None:
+    """Writes an image with one or three channels as a file, a `.png` best; what is beyond 0 and 1 is clipped.
+
+    Raises:
+        ValueError: another number of channels, or scikit-image is not installed.
+    """
+    _skimage()
+    import skimage.io
+
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"write_image: an image of shape {image.shape}, expected (1, h, w) or (3, h, w).")
+    pixels = np.asarray(np.clip(np.asarray(image, float), 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    skimage.io.imsave(path, pixels[..., 0] if len(image) == 1 else pixels, check_contrast=False)
+
+
+def _skimage() -> None:
+    try:
+        import skimage.io as _  # noqa: F401
+    except ImportError as error:
+        raise ValueError('Image files are read by scikit-image: pip install "pinv_jax[data]"') from error
+
+
+def _pixels(file: Path) -> np.ndarray:
+    """The pixels of a file between 0 and 1, grey or in three colours."""
+    _skimage()
+    import skimage.io
+    from skimage.color import rgba2rgb
     from skimage.util import img_as_float64
 
+    with file.open("rb") as handle:
+        try:
+            pixels = np.asarray(skimage.io.imread(handle))
+        except Exception as error:  # what the decoders raise depends on which one is used
+            raise ValueError(f"{file} cannot be read as an image: {error}") from error
     image: Any = img_as_float64(pixels)
     if image.ndim == 3 and image.shape[2] in (2, 4):
         colours = image[:, :, :-1] if image.shape[2] == 4 else np.repeat(image[:, :, :1], 3, axis=2)
         image = rgba2rgb(np.concatenate([colours, image[:, :, -1:]], axis=2))
-    if image.ndim == 3 and image.shape[2] == 3:
-        image = rgb2gray(image)
-    if image.ndim != 2:
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[:, :, 0]
+    if image.ndim != 2 and not (image.ndim == 3 and image.shape[2] == 3):
         raise ValueError(f"{file} has shape {pixels.shape}; expected (height, width) or with 2, 3 or 4 channels.")
-    least = min(image.shape)
+    return image
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    from skimage.color import rgb2gray
+
+    return np.asarray(rgb2gray(image)) if image.ndim == 3 else image
+
+
+def _square(image: np.ndarray, side: int) -> np.ndarray:
+    from skimage.transform import resize
+
+    least = min(image.shape[:2])
     top, left = (image.shape[0] - least) // 2, (image.shape[1] - least) // 2
     square: Any = image[top : top + least, left : left + least]
-    return np.clip(np.asarray(resize(square, (side, side), anti_aliasing=True)), 0, 1)
+    resized: Any = resize(square, (side, side, *image.shape[2:]), anti_aliasing=True)
+    return np.clip(np.asarray(resized), 0, 1)

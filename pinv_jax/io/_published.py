@@ -111,12 +111,10 @@ def load_ddpm(source: Source, like: DenoisingUNet, *, prefix: str = "") -> Denoi
 
 
 def _ddpm_parameters(model: DenoisingUNet) -> dict[str, Any]:
-    if not isinstance(model, DenoisingUNet):
-        raise ValueError(f"load_ddpm expected a diffusion.DenoisingUNet, got {type(model).__name__}.")
     parts: dict[str, Any] = {f"temb.dense.{index}": layer for index, layer in enumerate(model.dense)}
     parts |= {name: getattr(model, name) for name in ("conv_in", "norm_out", "conv_out")}
     parts |= dict(zip(("mid.block_1", "mid.attn_1", "mid.block_2"), model.mid, strict=True))
-    for way, levels, sampling in (("down", model.down, "downsample"), ("up", model.up, "upsample")):
+    for way, levels, sampling in (("down", model.down, "downsample"), ("up", model.up[::-1], "upsample")):
         for index, level in enumerate(levels):
             parts |= {f"{way}.{index}.block.{i}": block for i, block in enumerate(level.block)}
             parts |= {f"{way}.{index}.attn.{i}": attention for i, attention in enumerate(level.attn)}

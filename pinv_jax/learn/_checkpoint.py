@@ -7,24 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import PyTree
 
-from .._store import load, save
-
-
-def _digest(*trees: PyTree) -> str:
-    """A hash of every array, and of the text of everything else that has one."""
-    sha = hashlib.sha256()
-    for leaf in jax.tree.leaves(trees):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        if isinstance(leaf, jax.Array | np.ndarray | np.generic):
-            sha.update(f"{leaf.dtype}{leaf.shape}".encode() + np.asarray(leaf).tobytes())
-        elif isinstance(leaf, bool | int | float | str):
-            sha.update(repr(leaf).encode())
-    return sha.hexdigest()
+from .._store import digest, load, save
 
 
 class Checkpoint:
@@ -45,7 +29,7 @@ class Checkpoint:
         # the lowered program holds what the arrays do not: losses, weights, schedules, the optimiser and its rates
         program = run_round.lower(*arguments).as_text()
         self.path = path
-        self.fingerprint = hashlib.sha256(program.encode()).hexdigest() + _digest(arguments)
+        self.fingerprint = hashlib.sha256(program.encode()).hexdigest() + digest(arguments)
         self._saved = -math.inf
 
     def restore(self, like: Any) -> Any:
@@ -65,7 +49,9 @@ class Checkpoint:
         return tree
 
     def save(self, tree: Any, *, last: bool) -> None:
-        """Saves at the end of the stage, and before that now and then."""
+        """Saves at the end of the stage, and before that now and then; of several processes the first."""
+        if jax.process_index() > 0:
+            return
         if last or time.monotonic() - self._saved > self.seconds_between_saves:
             save(self.path, tree, kind="fit", meta={"fingerprint": self.fingerprint})
             self._saved = time.monotonic()

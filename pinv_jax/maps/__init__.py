@@ -2,7 +2,8 @@
 
 - `AbstractMap`, `AbstractSurjection`: what a map is; a surjection has an exact right inverse `pinv`.
 - `prepare`, `unprepare`: compute once, and drop, what depends on the parameters of a model alone.
-- `LinearMap`, `LinearSurjection`: any `lineax` operator or matrix, with its Moore-Penrose pseudo-inverse.
+- `LinearMap`, `LinearSurjection`: any `lineax` operator or matrix, with its Moore-Penrose pseudo-inverse;
+  `DenseSurjection`: the same between arrays of any shapes.
 - `OperatorSurjection`, `AbstractOperatorSurjection`: linear surjections that are only ever applied, never formed.
 - `Downsample`, `Separable`, `VaryingBlur`, `Resample`, `fisheye`: degradations of images, exact linear surjections.
 - `BlockDCT`, `frequency_steps`: what compression rounds, and how coarsely.
@@ -63,6 +64,7 @@ from ._invertible import Centred as Centred
 from ._invertible import invertible_network as invertible_network
 from ._invertible import log_det as log_det
 from ._joint import Joint as Joint
+from ._linear import DenseSurjection as DenseSurjection
 from ._linear import LinearMap as LinearMap
 from ._linear import LinearSurjection as LinearSurjection
 from ._natural import Natural as Natural

@@ -27,9 +27,9 @@ class _Definition:
 
 
 class _Linen(_Definition):
-    def apply(self, params: PyTree, state: PyTree, x: Array, method: str) -> Any:
+    def apply(self, params: PyTree, state: PyTree, arguments: tuple[Array, ...], method: str) -> Any:
         variables = {"params": params, **state} if params else state
-        return self.module.apply(variables, x, method=method)
+        return self.module.apply(variables, *arguments, method=method)
 
 
 class _Nnx(_Definition):
@@ -39,15 +39,17 @@ class _Nnx(_Definition):
         super().__init__(module)
         self.rng_state = rng_state
 
-    def apply(self, params: PyTree, state: PyTree, x: Array, method: str) -> Any:
+    def apply(self, params: PyTree, state: PyTree, arguments: tuple[Array, ...], method: str) -> Any:
         from flax import nnx
 
         module = nnx.merge(self.module, params, self.rng_state, state)
         before = jax.tree.leaves(nnx.state(module))
-        y = getattr(module, method)(x)
+        y = getattr(module, method)(*arguments)
         after = jax.tree.leaves(nnx.state(module))
         if len(before) != len(after) or any(a is not b for a, b in zip(before, after, strict=True)):
-            raise ValueError("it changes its variables or draws random numbers, and a map is a function of x alone")
+            raise ValueError(
+                "it changes its variables or draws random numbers, and it must be a function of its arguments alone"
+            )
         return y
 
 
@@ -73,7 +75,7 @@ class FlaxMap(AbstractMap):
     def apply(self, x: Any) -> Any:
         """The output of the module, whatever it is."""
         state = jax.lax.stop_gradient(self.state)
-        y = self.definition.apply(self.params, state, x[None] if self.batched else x, self.method)  # pyright: ignore
+        y = self.definition.apply(self.params, state, (x[None] if self.batched else x,), self.method)  # pyright: ignore
         return jax.tree.map(lambda leaf: leaf[0], y) if self.batched else y
 
     def in_structure(self) -> jax.ShapeDtypeStruct:

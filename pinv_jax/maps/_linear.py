@@ -1,5 +1,6 @@
 """Linear maps `y = A x` with their Moore-Penrose pseudo-inverse."""
 
+import math
 from typing import Literal
 
 import equinox as eqx
@@ -169,3 +170,45 @@ class LinearSurjection(AbstractSurjection[Float[Array, " k"]]):
     def in_structure(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of `x`."""
         return jax.ShapeDtypeStruct(self.matrix.shape[1:], self.matrix.dtype)
+
+
+class DenseSurjection(AbstractSurjection[Float[Array, " k"]]):
+    """`LinearSurjection` between arrays of any shapes, such as images: `ravel(y) = A ravel(x)`.
+
+    Args:
+        matrix: shape `(m, n)`, of rank `m`.
+        shape: of `x`, with `n` entries.
+        out_shape: of `y`, with `m` entries.
+
+    Raises:
+        ValueError: the shapes do not fit the matrix, or its rows are linearly dependent.
+    """
+
+    flat: LinearSurjection
+    shape: tuple[int, ...] = eqx.field(static=True)
+    out_shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, matrix: Float[Array, "m n"], shape: tuple[int, ...], out_shape: tuple[int, ...]):
+        if matrix.shape != (math.prod(out_shape), math.prod(shape)):
+            raise ValueError(
+                f"DenseSurjection expected a matrix of shape ({math.prod(out_shape)}, {math.prod(shape)}) for arrays "
+                f"of shapes {out_shape} and {shape}, got {matrix.shape}."
+            )
+        self.flat, self.shape, self.out_shape = LinearSurjection(matrix), tuple(shape), tuple(out_shape)
+
+    def split(self, x: Float[Array, "*x"]) -> tuple[Float[Array, "*y"], Float[Array, " k"]]:
+        """`A x`, and the coordinates of `x` in the null space."""
+        y, z = self.flat.split(jnp.ravel(x))
+        return y.reshape(self.out_shape), z
+
+    def merge(self, y: Float[Array, "*y"], z: Float[Array, " k"]) -> Float[Array, "*x"]:
+        """`A^+ y`, and what `z` adds."""
+        return self.flat.merge(jnp.ravel(y), z).reshape(self.shape)
+
+    def section(self, y: Float[Array, "*y"]) -> Float[Array, " k"]:
+        """Zeros: the null-space component of least norm."""
+        return self.flat.section(jnp.ravel(y))
+
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of `x`."""
+        return jax.ShapeDtypeStruct(self.shape, self.flat.matrix.dtype)

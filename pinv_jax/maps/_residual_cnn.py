@@ -1,13 +1,14 @@
 """Residual convolutional networks of fields in one, two or three dimensions, `ResidualCNN`."""
 
 import functools
-import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
@@ -66,16 +67,23 @@ class FieldConv(eqx.Module):
 def _unfolded(
     weight: Float[Array, "out in *window"], x: Float[Array, "*space in"], *, padding: str
 ) -> Float[Array, "*space out"]:
-    """The product of the weights with the entries under the window at every position."""
+    """The product of the weights with the entries under the window at every position.
+
+    One gather: a slice for each of the 9 or 27 taps computes as fast, and compiles half as fast.
+    """
     num_outputs, num_inputs, *window = weight.shape
     space = x.shape[:-1]
-    padded = jnp.pad(x, [*[(1, 1)] * len(space), (0, 0)], mode=_MODES[padding])
-    taps = [
-        padded[tuple(slice(start, start + side) for start, side in zip(offset, space, strict=True))]
-        for offset in itertools.product(range(_WINDOW), repeat=len(window))
-    ]
+    entries = x.reshape(-1, num_inputs).at[_taps(space, padding)].get(mode="fill", fill_value=0)
     matrix = weight.reshape(num_outputs, num_inputs, -1).transpose(2, 1, 0).reshape(-1, num_outputs)
-    return (jnp.concatenate(taps, axis=-1).reshape(-1, matrix.shape[0]) @ matrix).reshape(*space, num_outputs)
+    return (entries.reshape(-1, matrix.shape[0]) @ matrix).reshape(*space, num_outputs)
+
+
+def _taps(space: tuple[int, ...], padding: str) -> np.ndarray:
+    """`(positions, taps)`: which of the positions lie under the window at each; out of range beyond a border."""
+    num_positions = math.prod(space)
+    own = np.arange(num_positions, dtype=np.int32).reshape(space)
+    padded = np.pad(own, 1, mode="wrap") if padding == "circular" else np.pad(own, 1, constant_values=num_positions)
+    return np.lib.stride_tricks.sliding_window_view(padded, (_WINDOW,) * len(space)).reshape(num_positions, -1)
 
 
 def _convolved(

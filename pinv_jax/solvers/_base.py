@@ -1,7 +1,7 @@
 """What a solver is: `AbstractSolver`, and the records every solver keeps: `Point`, `Evaluations`, `Record`, `Stop`."""
 
 import abc
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -106,7 +106,9 @@ class AbstractSolver(eqx.Module, Generic[State]):
     - `init(problem, x, *, key) -> (x, state)` evaluates the start; it may move `x` if that lowers the objective;
     - `step(problem, x, state) -> (x, state)` makes one trial; `state.record` says whether it was accepted;
     - `terminate(problem, x, state) -> (done, result)` reads the state, and costs nothing;
-    - a `stop: Stop` field, which `solve` checks before tracing.
+    - a `stop: Stop` field, which `solve` checks before tracing;
+    - `minimises_objective = True` if what it converges to is a minimiser of `problem.objective`, which implicit
+      differentiation needs to know.
 
     All arrays live in the state, nothing throws, and callable fields are kept as `maps.store(fn)`, so that a solver is
     a valid argument of `jax.jit`. Methods that leave the iterate along a curve and search along it need only a
@@ -114,6 +116,7 @@ class AbstractSolver(eqx.Module, Generic[State]):
     """
 
     stop: eqx.AbstractVar[Stop]
+    minimises_objective: ClassVar[bool] = False
 
     def check(self, problem: Problem, x: Float[Array, "*x"]) -> None:
         """Raises a `ValueError` where the solver's own parts do not fit the problem; called once per trace."""

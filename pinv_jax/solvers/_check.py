@@ -12,6 +12,7 @@ from jaxtyping import Array
 from .._problem import GaussianPrior, Problem
 from ..maps import AbstractMap, unstore
 from ._base import AbstractSolver
+from ._implicit_derivative import Implicit
 
 BATCH_HINT = (
     "One call solves one observation: for a batch use `jax.vmap(lambda y, x0: solve(Problem(f, y), solver, x0))`, "
@@ -51,8 +52,8 @@ def check_arguments(problem: Problem, solver: Any, *, max_steps: Any, history: A
         raise ValueError(f"max_steps={max_steps!r}; expected an integer of at least 0.")
     if history is not None and (not isinstance(history, int) or history < 1):
         raise ValueError(f"history={history!r}; expected None or the number of slots to keep, at least 1.")
-    if adjoint not in ("forward", "checkpointed"):
-        raise ValueError(f"adjoint={adjoint!r}; expected 'forward' or 'checkpointed'.")
+    if not isinstance(adjoint, Implicit) and adjoint not in ("forward", "checkpointed", "implicit"):
+        raise ValueError(f"adjoint={adjoint!r}; expected 'forward', 'checkpointed', 'implicit' or `Implicit(...)`.")
     if concrete(problem.noise_std) and np.iscomplexobj(problem.noise_std):
         raise ValueError("noise_std is complex; expected real standard deviations above zero.")
     if concrete(problem.noise_std) and not np.all(np.asarray(problem.noise_std) > 0):

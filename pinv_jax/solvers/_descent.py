@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -185,6 +185,7 @@ class AbstractDescentSolver(AbstractSolver[DescentState]):
     descent: eqx.AbstractVar[AbstractDescent]
     search: eqx.AbstractVar[AbstractSearch]
     stop: eqx.AbstractVar[Stop]
+    minimises_objective: ClassVar[bool] = True
 
     def start(self, problem: Problem, x: Float[Array, "*x"]) -> tuple[Float[Array, "*x"], Evaluations]:
         """Where to begin."""

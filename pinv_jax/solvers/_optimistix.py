@@ -37,6 +37,7 @@ def run_optimistix(problem: Problem, solver: Any, x0: Float[Array, "*x"], max_st
         num_g=jnp.asarray(0, jnp.int32),
         num_jvp=unknown,
         num_vjp=unknown,
+        num_idle=unknown,
         residual_rms=rms,
         objective=problem.merit(x, prediction),
     )

@@ -1,6 +1,6 @@
 """D-IPG while its learned inverse is trusted, otherwise a matrix-free Levenberg-Marquardt step."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
@@ -73,6 +73,7 @@ class Safeguarded(AbstractSolver[SafeguardedState]):
     stop: Stop
     trust: Trust | None
     least_progress: Any
+    minimises_objective: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -38,10 +38,30 @@ from ._lifted_shallow import LIFTED_SHALLOW as LIFTED_SHALLOW
 from ._mixed import MIXED_CONSTRAINTS as MIXED_CONSTRAINTS
 from ._navier_stokes2d import NAVIER_STOKES2D as NAVIER_STOKES2D
 from ._oscillator import OSCILLATOR as OSCILLATOR
+from ._priors import PRIORS as PRIORS
+from ._priors import TrainedPrior as TrainedPrior
+from ._priors import trained_prior as trained_prior
 from ._psf import PSF as PSF
 from ._report import format_table as format_table
+from ._restoration import Degradation as Degradation
+from ._restoration import Observation as Observation
+from ._restoration import Task as Task
+from ._restoration import restoration_study as restoration_study
+from ._restore_blind import RESTORE_BLIND as RESTORE_BLIND
+from ._restore_coefficients import RESTORE_JPEG as RESTORE_JPEG
+from ._restore_coefficients import RESTORE_LINEAR as RESTORE_LINEAR
 from ._restore_features import RESTORE_FEATURES as RESTORE_FEATURES
+from ._restore_learned import RESTORE_CODEC as RESTORE_CODEC
+from ._restore_learned import RESTORE_PAIRS as RESTORE_PAIRS
 from ._restore_logits import RESTORE_LOGITS as RESTORE_LOGITS
+from ._restore_optics import RESTORE_BLUR as RESTORE_BLUR
+from ._restore_optics import RESTORE_CLIP as RESTORE_CLIP
+from ._restore_optics import RESTORE_FISHEYE as RESTORE_FISHEYE
+from ._restore_physics import RESTORE_COLOUR as RESTORE_COLOUR
+from ._restore_physics import RESTORE_CT as RESTORE_CT
+from ._restore_picture import DEGRADATIONS as DEGRADATIONS
+from ._restore_picture import restore_picture as restore_picture
+from ._restore_video import RESTORE_VIDEO as RESTORE_VIDEO
 from ._run import run as run
 from ._science import SCIENCE_DARCY as SCIENCE_DARCY
 from ._science import SCIENCE_VORTICITY as SCIENCE_VORTICITY
@@ -76,6 +96,17 @@ PROBLEMS: Mapping[str, InverseProblem | Study] = {
         LIFTED_SHALLOW,
         LIFTED_RESNET,
         LIFTED_PTYCHOGRAPHY,
+        RESTORE_BLUR,
+        RESTORE_FISHEYE,
+        RESTORE_JPEG,
+        RESTORE_CLIP,
+        RESTORE_LINEAR,
+        RESTORE_PAIRS,
+        RESTORE_BLIND,
+        RESTORE_CT,
+        RESTORE_COLOUR,
+        RESTORE_CODEC,
+        RESTORE_VIDEO,
         RESTORE_LOGITS,
         RESTORE_FEATURES,
         ATTRIBUTES,

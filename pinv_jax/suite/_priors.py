@@ -253,6 +253,11 @@ PRIORS: Mapping[str, PriorRecipe] = {
 """What can be trained, by name."""
 
 
+def prior_file(name: str, folder: str | Path, *, quick: bool, seed: int, dtype: DTypeLike) -> Path:
+    """Where `trained_prior` keeps the weights."""
+    return Path(folder) / f"{name}{'-quick' if quick else ''}-{jnp.dtype(dtype).name}-seed{seed}.npz"
+
+
 def trained_prior(
     name: str,
     folder: str | Path,
@@ -289,7 +294,7 @@ def trained_prior(
     options = {"widths": recipe.widths, "patch": recipe.patch, "padding": recipe.padding, "dtype": dtype}
     network = NoiseLevelUNet(shape, schedule, **options, key=key)
     made = {"format": FORMAT, "steps": recipe.num_steps, "batch": recipe.batch_size, "quick": quick, "seed": seed}
-    path = Path(folder) / f"{name}{'-quick' if quick else ''}-{dtype.name}-seed{seed}.npz"
+    path = prior_file(name, folder, quick=quick, seed=seed, dtype=dtype)
     if path.exists() and _store.read_meta(path, kind="prior")["made"] == made:
         network, meta = _store.load(path, network, kind="prior")
         prior = Prior(network, schedule, shape=shape, prediction="v", dtype=dtype)

@@ -57,7 +57,7 @@ def run(
     check_dtype(options)
     num_test = options.num_test
     if num_test is None:
-        num_test = min(problem.num_test, 20) if options.quick else problem.num_test
+        num_test = min(problem.num_test, 8) if options.quick else problem.num_test
     recipes = tuple(problem.recipes) if options.recipes is None else options.recipes
     identity = {
         "format": FORMAT,
