@@ -53,6 +53,7 @@ def _nlbp(name: str, models: Any, y: Array) -> Any:
     return project_after(models[name], y)
 
 
+@functools.cache
 def methods(num_steps: int) -> dict[str, tuple[Any, int, bool]]:
     """By name: `(models, (x, y), key) -> x`, evaluations of the denoiser, and whether its derivative is needed."""
 

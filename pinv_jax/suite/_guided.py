@@ -146,9 +146,9 @@ def draw(method: Callable[..., Any], models: Any, items: Any, *, key: PRNGKeyArr
     """
     num = jax.tree.leaves(items)[0].shape[0]
     keys = jax.random.split(key, (num_seeds, num))
-    run = _apply.lower(method, models, items, keys).compile()
+    jax.block_until_ready(_apply(method, models, items, keys))  # compiled once for a method, whatever the part
     start = time.process_time()
-    x = jax.block_until_ready(run(method, models, items, keys))
+    x = jax.block_until_ready(_apply(method, models, items, keys))
     return Samples(x, (time.process_time() - start) / (num_seeds * num))
 
 

@@ -76,6 +76,7 @@ def _mean(models: Any, item: Any, key: PRNGKeyArray) -> Array:
     return models["mean"]
 
 
+@functools.cache
 def methods(num_steps: int) -> dict[str, tuple[Any, int, bool]]:
     """By name: `(models, data by name, key) -> x`, evaluations of the denoiser, whether its derivative is needed."""
     by = lambda make: functools.partial(_sampled, make, num_steps)

@@ -106,6 +106,7 @@ def finish(h: Any, x: Array, y: Array) -> Array:
     return solve(Problem(h, y), GaussNewton(SVD(rcond=1e-3)), x, max_steps=20).value
 
 
+@functools.cache
 def methods(num_steps: int) -> dict[str, tuple[Any, int, bool]]:
     """As in `restore-logits`; `models["f"]` is the classifier and `models["stand-in"]` what imitates it."""
     by = lambda make: functools.partial(guided, make, num_steps)

@@ -70,6 +70,7 @@ def dps(models: Any, y: Array) -> DPS:
     return DPS(models["f"], y, models["scale"])
 
 
+@functools.cache
 def methods(num_steps: int) -> dict[str, tuple[Any, int, bool]]:
     """By name: `(models, y, key) -> x`, evaluations of the denoiser, and whether its derivative is needed as well."""
     by = lambda make: functools.partial(guided, make, num_steps)

@@ -193,6 +193,7 @@ def _nlbp(models: Any, y: Array) -> Any:
 OURS = "NLBP on the network"
 
 
+@functools.cache
 def methods(num_steps: int) -> dict[str, tuple[Any, int]]:
     """By name: `(models, y, key) -> x`, and the evaluations of the denoiser."""
     by = lambda make: functools.partial(_sampled, make, num_steps)

@@ -85,6 +85,7 @@ def _dps(models: Any, item: Any) -> DPS:
     return DPS(Stylised(models["f"], style), seen, models["scale"])  # pyright: ignore[reportCallIssue]
 
 
+@functools.cache
 def methods(num_steps: int) -> dict[str, tuple[Any, int, bool]]:
     """By name: `(models, (stylised image, its style), key) -> x`, denoiser calls, whether its derivative is needed."""
     by = lambda make: functools.partial(_sampled, make, num_steps)
