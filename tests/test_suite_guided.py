@@ -150,7 +150,7 @@ def test_the_fields_are_rocks_and_vortices_and_the_map_is_the_equation():
             jax.vmap(problem.fields(dtype))(jax.random.split(key, 50)) for problem in (science.DARCY, science.VORTICITY)
         ]
         rocks, vortices = draws
-        pressure = pde.darcy_pressure(jnp.exp(1.5 * rocks[0].reshape(16, 16)))
+        pressure = pde.darcy_pressure(jnp.exp(2 * rocks[0].reshape(16, 16)))
         return rocks, vortices, pressure, science.DARCY.forward(dtype)(rocks[0])
 
     rocks, vortices, pressure, data = drawn(jax.random.key(0))
@@ -158,7 +158,7 @@ def test_the_fields_are_rocks_and_vortices_and_the_map_is_the_equation():
     assert np.mean(np.abs(rocks) > 0.9) > 0.5, "two kinds of rock, and little in between"
     np.testing.assert_allclose(jnp.mean(vortices, axis=1), 0, atol=1e-12)
     np.testing.assert_allclose(data, pressure[2::3, 2::3].ravel(), rtol=1e-12)
-    assert science.VORTICITY.forward(dtype).out_structure().shape == (64,)
+    assert science.VORTICITY.forward(dtype).out_structure().shape == (36,)
 
 
 def test_the_normal_prior_has_the_moments_of_the_fields():
@@ -210,10 +210,9 @@ def test_quick_attributes_change_and_stay(tmp_path):
 def test_quick_darcy_is_met_within_the_noise(tmp_path):
     tables = quick(suite.SCIENCE_DARCY, tmp_path)["tables"]
     misfit, error = cells(tables["fields"], "misfit / noise"), cells(tables["fields"], "error")
-    assert misfit["NLBP on the network, then LM"] <= 1.01 < misfit["prior alone"]
+    assert misfit["LM from NLBP, corrected by the equation"] <= 1.01 < misfit["prior alone"]
     assert error["LM with a normal prior"] < error["prior alone"]
-    steps = [row["steps of LM"] for row in tables["pairs"]]
-    assert steps[-1] < steps[0], "a start by pinv saves steps"
+    assert tables["pairs"][1]["error at the start"] < tables["pairs"][0]["error at the start"]
 
 
 @pytest.mark.slow
