@@ -99,6 +99,7 @@ def test_permissions_follow_the_umask_and_links_stay_links(tmp_path):
     assert (tmp_path / "real.npz").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+@pytest.mark.slow
 def test_static_text_is_the_same_in_another_process(tmp_path):
     program = (
         "import equinox as eqx, jax, sys\n"

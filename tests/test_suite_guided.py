@@ -141,6 +141,7 @@ def test_the_denoiser_starts_at_zero_and_knows_the_time():
     assert np.max(np.abs(run(awake, x, jnp.float32(10.0)) - run(awake, x, jnp.float32(900.0)))) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_fields_are_rocks_and_vortices_and_the_map_is_the_equation():
     dtype = jnp.float64
 
