@@ -12,6 +12,7 @@ NAMES = (
     "scale",
     "convolutions",
     "linesearch",
+    "posterior",
     "pde_cost",
     "spnn",
     "lifted_speed",
