@@ -58,7 +58,7 @@ class Problem(eqx.Module):
     The objective is `0.5 * mean(((forward(x) - data) / noise_std)**2)`, `noise_std` being one where it is not given.
     With a `prior`, `0.5 * sum((L (x - mean))**2) / size(data)` is added: the minimiser is the maximum a posteriori one.
 
-    Nothing is checked here, so that `Problem(None, 0)` can be an `in_axes`; `solve` checks.
+    Nothing is checked here, so that `Problem(None, 0)` can be an `in_axes`, or the `axes` of `solve_batch`.
 
     Args:
         forward: the map `x -> y` on one example: any callable; an `AbstractMap` also says the shape it expects.
@@ -79,9 +79,9 @@ class Problem(eqx.Module):
 
     def __init__(
         self,
-        forward: Callable[..., Any] | Stored | None,
+        forward: Callable[..., Any] | Stored | int | None,
         data: Any,
-        project: Callable[..., Any] | Stored | None = None,
+        project: Callable[..., Any] | Stored | int | None = None,
         noise_std: Any = None,
         prior: GaussianPrior | None = None,
     ):

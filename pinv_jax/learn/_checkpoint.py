@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from .._store import digest, load, save
 
 
@@ -47,7 +49,9 @@ class Checkpoint:
         return tree
 
     def save(self, tree: Any, *, last: bool) -> None:
-        """Saves at the end of the stage, and before that now and then."""
+        """Saves at the end of the stage, and before that now and then; of several processes the first."""
+        if jax.process_index() > 0:
+            return
         if last or time.monotonic() - self._saved > self.seconds_between_saves:
             save(self.path, tree, kind="fit", meta={"fingerprint": self.fingerprint})
             self._saved = time.monotonic()

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from ..maps import Stored, prepare, store, unprepare
@@ -48,6 +49,7 @@ def _run_round(
     key: PRNGKeyArray,
     num_steps: Array,
     length: int,
+    mesh: Mesh | None = None,
 ) -> tuple[_State, dict[str, Any], Scalar]:
     """Takes `num_steps <= length` steps, then scores the model; records are padded with NaN to `length`."""
     data_key, loss_key, select_key = (name_key(key, name) for name in ("data", "loss", "select"))
@@ -67,6 +69,9 @@ def _run_round(
             begin = (step % per_epoch) * stage.batch_size
             rows = jax.lax.dynamic_slice_in_dim(order, begin, stage.batch_size)
             x, y = jax.tree.map(lambda a: a[rows], data)
+        if mesh is not None:  # each device takes its share of the examples; sums over them are the only exchange
+            share = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            x, y = jax.lax.with_sharding_constraint((x, y), share)
         return Batch(x, y, rows, step, state.round, gates)
 
     model = eqx.combine(state.params, frozen)
@@ -113,6 +118,12 @@ def _run_round(
     return new, record, score
 
 
+def _replicated(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Its arrays on every device of the mesh."""
+    arrays, rest = eqx.partition(tree, eqx.is_array_like)
+    return eqx.combine(jax.device_put(arrays, NamedSharding(mesh, PartitionSpec())), rest)
+
+
 def _check(name: str, stage: AbstractStage, data: Any, validation: Any) -> None:
     if stage.num_steps < 1 or stage.batch_size < 1:
         raise ValueError(
@@ -148,6 +159,7 @@ def _fit_stage(
     length: int,
     folder: Path | None,
     progress: Callable[..., Any] | None,
+    mesh: Mesh | None,
 ) -> tuple[PyTree, StageHistory]:
     params, frozen = eqx.partition(model, _mask(model, stage.trainable))
     dtype = jax.tree.leaves(params)[0].dtype
@@ -163,7 +175,10 @@ def _fit_stage(
     bare = stage.bare()
 
     def arguments(state: _State, num_steps: int) -> tuple[Any, ...]:
-        return bare, frozen, params, state, data, validation, key, jnp.asarray(num_steps, jnp.int32), length
+        traced = (frozen, params, state, data, validation, key, jnp.asarray(num_steps, jnp.int32))
+        if mesh is None:
+            return bare, *traced, length
+        return bare, *_replicated(traced, mesh), length, mesh
 
     checkpoint = None
     if folder is not None:
@@ -198,6 +213,7 @@ def fit(
     steps_per_round: int | None = None,
     checkpoint: str | Path | None = None,
     progress: Callable[..., Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[PyTree, dict[str, StageHistory]]:
     """Trains a model through stages, one after the other, each beginning with what the one before it kept.
 
@@ -217,6 +233,9 @@ def fit(
         checkpoint: a folder with one file per stage. A run that was killed goes on when `fit` is called again with
             the same arguments; a finished stage is read back.
         progress: called from the host as `progress(stage, done, total, loss)` after every round.
+        mesh: spreads the examples of each step over all devices of a `jax.sharding.Mesh`; parameters and data are
+            on every device, and gradients are summed once per step. `batch_size` must be a multiple of the number of
+            devices. Several processes call with the same arguments; the first writes the checkpoint.
 
     Returns:
         The model and a `StageHistory` per stage.
@@ -235,15 +254,24 @@ def fit(
         )
     if steps_per_round is not None and steps_per_round < 1:
         raise ValueError(f"fit: steps_per_round={steps_per_round}; expected a positive number, or None.")
+    # axes of type Auto, whatever those of the user's mesh are: shardings inside a round are left to the compiler
+    mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
     model, history = unprepare(model), {}  # what was prepared would be trained as if it were a parameter
     for name, stage in stages.items():
         if isinstance(stage, Stage):  # a number zero means "without", so that an ablation costs nothing
             idle = [n for n, term in stage.terms.items() if isinstance(term.weight, float | int) and term.weight == 0]
             stage = stage.without(*idle)
         _check(name, stage, data, validation)
+        if mesh is not None and stage.batch_size % mesh.size:
+            raise ValueError(
+                f"Stage {name!r} has batch_size={stage.batch_size}, and the mesh has {mesh.size} devices; expected a "
+                "multiple of that."
+            )
         epoch = stage.num_steps // 50 if isinstance(data, Stored) else data[0].shape[0] // stage.batch_size
         length = max(1, min(stage.num_steps, epoch if steps_per_round is None else steps_per_round))
         folder = None if checkpoint is None else Path(checkpoint)
         stage_key = name_key(key, name)
-        model, history[name] = _fit_stage(name, stage, model, data, stage_key, validation, length, folder, progress)
+        model, history[name] = _fit_stage(
+            name, stage, model, data, stage_key, validation, length, folder, progress, mesh
+        )
     return model, history

@@ -41,6 +41,7 @@ from ._intervals import quantisation_box as quantisation_box
 from ._lbfgs import LBFGS as LBFGS
 from ._levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt
 from ._minimum_norm import MinimumNorm as MinimumNorm
+from ._multistart import solve_multistart as solve_multistart
 from ._nlbp import NLBP as NLBP
 from ._nlbp import nlbp as nlbp
 from ._nlbp import nlbp_interval as nlbp_interval

@@ -21,7 +21,7 @@ from ._base import AbstractSolver
 from ._check import as_floating, check_arguments, check_batch
 from ._lanes import Queue, Task, Traced, run_lanes
 from ._loop import Adjoint, as_arrays, run_lane
-from ._mesh import check_divides, check_processes, everywhere, replicate, spread
+from ._mesh import auto_axes, check_divides, check_processes, everywhere, replicate, spread
 
 Mode = Literal["auto", "masked", "compacting", "streaming"]
 DEFAULT_LANES = 1024
@@ -35,7 +35,7 @@ def solve_batch(
     lanes: int | None = None,
     mode: Mode = "auto",
     axes: Any = None,
-    narrowest: int = 1,
+    narrowest: int | None = None,
     mesh: Mesh | None = None,
     max_steps: int = 100,
     history: int | None = None,
@@ -70,7 +70,8 @@ def solve_batch(
         axes: which leaves differ from lane to lane: a `Problem` of axes, as `jax.vmap` takes them, for example
             `Problem(None, 0, prior=GaussianPrior(None, 0))`, or a pair of that and one for the solver. In place of the
             forward map stands an axis for all its arrays, or a copy of it with an axis or `None` for each array.
-        narrowest: lanes are not gathered into fewer slots than this. `narrowest=lanes` keeps the width fixed.
+        narrowest: lanes are not gathered into fewer slots than this, by default 1 if compacting and a 16th of the
+            lanes if streaming. `narrowest=lanes` keeps the width fixed.
         mesh: spreads the observations over all devices of a `jax.sharding.Mesh`. Each has its own queue and retires
             its own lanes; inside loops no device waits for another. The number of observations, and `lanes`, must be
             multiples of the number of devices.
@@ -92,6 +93,7 @@ def solve_batch(
     if axes is None:
         check_batch(data, x0)
     _check_lanes(solver, x0, lanes, mode, narrowest, mesh)
+    mesh = auto_axes(mesh)
     num = x0.shape[0]
     problem = Problem(problem.forward, data, problem.project, problem.noise_std, problem.prior)
     solver, limit = as_arrays(solver, int(max_steps), adjoint, x0.dtype)
@@ -147,13 +149,13 @@ def pick_mode(num: int, lanes: int | None) -> Mode:
     return "masked"
 
 
-def pick_widths(num: int, lanes: int | None, mode: Mode, narrowest: int, mesh: Mesh | None) -> dict[str, int]:
-    """Slots of each device, and how many of them are exchanged at once."""
+def pick_widths(num: int, lanes: int | None, mode: Mode, narrowest: int | None, mesh: Mesh | None) -> dict[str, int]:
+    """Slots of each device, how many of them are exchanged at once, and below how many they are not gathered."""
     devices = 1 if mesh is None else mesh.size
     each = -(-num // devices)
-    if mode == "compacting":
-        return {"width": each, "num_exchanged": each, "narrowest": narrowest}
-    width = min(each, (DEFAULT_LANES if lanes is None else lanes) // devices)
+    width = each if mode == "compacting" else min(each, (DEFAULT_LANES if lanes is None else lanes) // devices)
+    if narrowest is None:
+        narrowest = 1 if mode == "compacting" else -(-width // 16)
     return {"width": width, "num_exchanged": -(-width // 8), "narrowest": narrowest}
 
 

@@ -48,6 +48,11 @@ def largest_and_sum(counts: Array, mesh: Mesh | None) -> tuple[np.ndarray, np.nd
     return host.max(axis=0), host.sum(axis=0)
 
 
+def auto_axes(mesh: Mesh | None) -> Mesh | None:
+    """The same devices with axes of type Auto, so that what comes back is an array like any other."""
+    return None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
+
+
 def spread(tree: PyTree, mesh: Mesh) -> PyTree:
     """Puts arrays on the devices, their leading axis divided among them."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))

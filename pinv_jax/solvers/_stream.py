@@ -22,7 +22,7 @@ from ._check import as_floating, check_arguments
 from ._columns import Columns, Streamed, read_stream
 from ._lanes import Queue, run_lanes
 from ._loop import as_arrays, run_lane
-from ._mesh import check_divides, check_processes, replicate, spread
+from ._mesh import auto_axes, check_divides, check_processes, replicate, spread
 
 
 def solve_stream(
@@ -34,7 +34,7 @@ def solve_stream(
     num: int | None = None,
     chunk_size: int = 65536,
     lanes: int | None = None,
-    narrowest: int = 1,
+    narrowest: int | None = None,
     mesh: Mesh | None = None,
     max_steps: int = 100,
     precision: str = "highest",
@@ -80,6 +80,7 @@ def solve_stream(
         raise ValueError(f"solve_stream: {type(solver).__name__} has a loop of its own; use one of pinv_jax.solvers.")
     chunks, num = _observations(problem.data, num)
     first = next(chunks)
+    mesh = auto_axes(mesh)
     devices = 1 if mesh is None else mesh.size
     if num is not None:
         chunk_size = min(chunk_size, -(-num // devices) * devices)

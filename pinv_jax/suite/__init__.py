@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from ._ablation import ABLATION as ABLATION
 from ._advection_diffusion2d import ADVECTION_DIFFUSION2D as ADVECTION_DIFFUSION2D
 from ._allen_cahn2d import ALLEN_CAHN2D as ALLEN_CAHN2D
+from ._attributes import ATTRIBUTES_STUDY as ATTRIBUTES
 from ._base import SOLVER_NAMES as SOLVER_NAMES
 from ._base import Dataset as Dataset
 from ._base import InverseProblem as InverseProblem
@@ -34,6 +35,7 @@ from ._lifted_pnn import LIFTED_PNN as LIFTED_PNN
 from ._lifted_ptychography import LIFTED_PTYCHOGRAPHY as LIFTED_PTYCHOGRAPHY
 from ._lifted_resnet import LIFTED_RESNET as LIFTED_RESNET
 from ._lifted_shallow import LIFTED_SHALLOW as LIFTED_SHALLOW
+from ._mixed import MIXED_CONSTRAINTS as MIXED_CONSTRAINTS
 from ._navier_stokes2d import NAVIER_STOKES2D as NAVIER_STOKES2D
 from ._oscillator import OSCILLATOR as OSCILLATOR
 from ._priors import PRIORS as PRIORS
@@ -48,8 +50,10 @@ from ._restoration import restoration_study as restoration_study
 from ._restore_blind import RESTORE_BLIND as RESTORE_BLIND
 from ._restore_coefficients import RESTORE_JPEG as RESTORE_JPEG
 from ._restore_coefficients import RESTORE_LINEAR as RESTORE_LINEAR
+from ._restore_features import RESTORE_FEATURES as RESTORE_FEATURES
 from ._restore_learned import RESTORE_CODEC as RESTORE_CODEC
 from ._restore_learned import RESTORE_PAIRS as RESTORE_PAIRS
+from ._restore_logits import RESTORE_LOGITS as RESTORE_LOGITS
 from ._restore_optics import RESTORE_BLUR as RESTORE_BLUR
 from ._restore_optics import RESTORE_CLIP as RESTORE_CLIP
 from ._restore_optics import RESTORE_FISHEYE as RESTORE_FISHEYE
@@ -59,10 +63,13 @@ from ._restore_picture import DEGRADATIONS as DEGRADATIONS
 from ._restore_picture import restore_picture as restore_picture
 from ._restore_video import RESTORE_VIDEO as RESTORE_VIDEO
 from ._run import run as run
+from ._science import SCIENCE_DARCY as SCIENCE_DARCY
+from ._science import SCIENCE_VORTICITY as SCIENCE_VORTICITY
 from ._shift import SHIFT as SHIFT
 from ._study import Bench as Bench
 from ._study import Findings as Findings
 from ._study import Study as Study
+from ._style_reversal import STYLE_REVERSAL as STYLE_REVERSAL
 
 PROBLEMS: Mapping[str, InverseProblem | Study] = {
     problem.name: problem
@@ -100,6 +107,13 @@ PROBLEMS: Mapping[str, InverseProblem | Study] = {
         RESTORE_COLOUR,
         RESTORE_CODEC,
         RESTORE_VIDEO,
+        RESTORE_LOGITS,
+        RESTORE_FEATURES,
+        ATTRIBUTES,
+        MIXED_CONSTRAINTS,
+        STYLE_REVERSAL,
+        SCIENCE_DARCY,
+        SCIENCE_VORTICITY,
     )
 }
 """Every problem by name."""

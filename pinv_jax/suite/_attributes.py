@@ -170,7 +170,7 @@ def figures(found: Mapping[str, Findings]) -> dict[str, Any]:
 
 ATTRIBUTES_STUDY = Study(
     name="attributes",
-    summary="one or several of four attributes of an image changed through its logits, the rest kept, judged by another",
+    summary="some of four attributes of an image changed through its logits, the rest kept, judged by another network",
     reference=REFERENCE,
     recipes={
         "one": functools.partial(edited, counts=(1,)),

@@ -25,7 +25,7 @@ NUM_CLASSES = 10
 class Labelled(eqx.Module):
     """Images and their labels; the leading axis counts examples."""
 
-    x: Float[Array, "num 1 height width"]
+    x: Float[Array, "num channels height width"]
     y: Array
 
     @property

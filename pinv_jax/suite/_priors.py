@@ -142,7 +142,7 @@ class Crops(eqx.Module):
         side: of the square.
     """
 
-    stacks: tuple[Float[Array, "n c H W"], ...]
+    stacks: tuple[Float[Array, "n c _ _"], ...]
     side: int = eqx.field(static=True)
 
     def __call__(self, key: PRNGKeyArray) -> Float[Array, "c h w"]:

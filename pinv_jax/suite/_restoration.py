@@ -25,7 +25,7 @@ from ._lens_camera import quality, relative, shown
 from ._priors import TrainedPrior, trained_prior
 from ._study import Bench, Findings, Study
 
-SCALES = (0.3, 1.0, 3.0, 10.0)
+SCALES = (1.0, 3.0, 10.0, 30.0)
 """Of the gradient of DPS; the best on images of training is taken."""
 NUM_STEPS = 20
 """Of sampling; more change little where every estimate is put onto the data."""

@@ -93,24 +93,34 @@ def best_scale(models: Any, items: Array, asked: np.ndarray, judge: Judge, num_s
     return SCALES[int(np.argmax(right))]
 
 
-def logits(bench: Bench) -> Findings:
-    """Every method on the logits of held-out digits."""
-    data, asked, judge = observed_digits(bench)
-    g, _ = digits_spnn(bench, data)
-    f = prepare(of_unit(g))
-    prior = dense_prior(bench, "prior", 2 * data["train"].x - 1, (1, 8, 8), width=256, num_steps=8000, batch_size=128)
-    models = {"prior": prior, "f": f, "natural": prepare(Natural(f))}
-    x = 2 * asked.x - 1
-    y = jax.jit(jax.vmap(f))(x)
-    wanted = np.argmax(y, axis=1)
-    num_steps, num_seeds = (8, 2) if bench.quick else (50, 3)
-    choice = jax.jit(jax.vmap(f))(2 * data["val"].x[:16] - 1)
-    scale = 0.1 if bench.quick else best_scale(models, choice, np.argmax(choice, axis=1), judge, num_steps, bench.key)
-    real = 2 * data["train"].x - 1
-    ruler = nearest(x, real), spread_within(real, np.asarray(data["train"].y))
+def compare(
+    bench: Bench,
+    methods: Mapping[str, tuple[Any, int, bool]],
+    models: Any,
+    truth: Any,
+    asked: Labelled,
+    train: Labelled,
+    judge: Judge,
+) -> Findings:
+    """The table of methods that restore digits from what a network says of them.
+
+    Args:
+        bench: of the study.
+        methods: by name, as `methods` returns them; the last one is drawn in several samples.
+        models: what they share.
+        truth: the network itself, on images between -1 and 1; by it the samples are consistent or not.
+        asked: the held-out digits, between 0 and 1.
+        train: the digits of training.
+        judge: of the samples.
+    """
+    x, real = 2 * asked.x - 1, 2 * train.x - 1
+    y = jax.jit(jax.vmap(truth))(x)
+    wanted = np.asarray(models["classes"](x))
+    num_seeds = 2 if bench.quick else 3
+    ruler = nearest(x, real), spread_within(real, np.asarray(train.y))
 
     def row(name: str, found: Array, seconds: float | None, cost: int, *, derivative: bool) -> dict[str, Any]:
-        missed = np.asarray(misses(f, found, y))
+        missed = np.asarray(misses(truth, found, y))
         right = judge(to_unit(all_samples(found))).reshape(found.shape[:2]) == wanted[None]
         return {
             "method": name,
@@ -126,22 +136,45 @@ def logits(bench: Bench) -> Findings:
 
     rows = [row("held-out digits themselves", x[None], None, 0, derivative=False)]
     arrays = {"digit": to_unit(x[:10, 0])}
-    for name, (method, cost, derivative) in methods(num_steps, scale).items():
-        found = draw(method, models, y, key=bench.key, num_seeds=num_seeds if cost else 1)
+    found = None
+    shared = {name: model for name, model in models.items() if name != "classes"}
+    for name, (method, cost, derivative) in methods.items():
+        found = draw(method, shared, y, key=bench.key, num_seeds=num_seeds if cost else 1)
         rows.append(row(name, found.x, found.seconds, cost, derivative=derivative))
         arrays[name] = to_unit(found.x[0, :10, 0])
-    for seed in range(1, num_seeds):
-        arrays[f"NLBP, learned section, sample {seed + 1}"] = to_unit(found.x[seed, :10, 0])
-    arrays["deviation of the samples"] = jnp.std(to_unit(found.x[:, :10, 0]), axis=0)
+    if found is not None:
+        for seed in range(1, len(found.x)):
+            arrays[f"{name}, sample {seed + 1}"] = to_unit(found.x[seed, :10, 0])
+        arrays["deviation of the samples"] = jnp.std(to_unit(found.x[:, :10, 0]), axis=0)
     measures = {
         "digits": len(x),
         "seeds": num_seeds,
-        "scale of DPS": scale,
         "accuracy of the judge": float(np.mean(judge(asked.x) == np.asarray(asked.y))),
         "nearest training digit, held-out digits": ruler[0],
         "distance within a class, training digits": ruler[1],
     }
     return Findings(rows, measures, {name: np.asarray(array) for name, array in arrays.items()})
+
+
+def digit_prior(bench: Bench, train: Labelled) -> Any:
+    """A prior for digits between -1 and 1."""
+    return dense_prior(bench, "prior", 2 * train.x - 1, (1, 8, 8), width=256, num_steps=8000, batch_size=128)
+
+
+def logits(bench: Bench) -> Findings:
+    """Every method on the logits of held-out digits."""
+    data, asked, judge = observed_digits(bench)
+    g, _ = digits_spnn(bench, data)
+    f = prepare(of_unit(g))
+    models = {"prior": digit_prior(bench, data["train"]), "f": f, "natural": prepare(Natural(f))}
+    num_steps, scale = 8 if bench.quick else 50, 0.1
+    if not bench.quick:
+        choice = jax.jit(jax.vmap(f))(2 * data["val"].x[:16] - 1)
+        scale = best_scale(models, choice, np.argmax(choice, axis=1), judge, num_steps, bench.key)
+    models["classes"] = lambda x: jnp.argmax(jax.vmap(f)(x), axis=1)
+    found = compare(bench, methods(num_steps, scale), models, f, asked, data["train"], judge)
+    found.measures["scale of DPS"] = scale
+    return found
 
 
 def figures(found: Mapping[str, Findings]) -> dict[str, Any]:

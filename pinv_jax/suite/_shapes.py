@@ -66,7 +66,9 @@ def _saturated(hue: Scalar) -> Float[Array, "3"]:
 
 def shapes(size: int = 16, *, dtype: DTypeLike | None = None) -> Shapes:
     """The generator of images of `size x size` pixels."""
-    return Shapes(jnp.asarray((np.arange(size) + 0.5) * 2 / size - 1, jnp.result_type(float if dtype is None else dtype)))
+    return Shapes(
+        jnp.asarray((np.arange(size) + 0.5) * 2 / size - 1, jnp.result_type(float if dtype is None else dtype))
+    )
 
 
 def shape_data(num: int, dtype: DTypeLike, *, key: Key[Array, ""]) -> Labelled:

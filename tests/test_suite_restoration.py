@@ -1,0 +1,134 @@
+"""Priors that train here, and the studies of restoration: degradations, and what a quick run must show."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pinv_jax import suite
+from pinv_jax.suite import _priors as priors
+from pinv_jax.suite import _restoration as restoration
+from pinv_jax.suite import _restore_blind as deconvolution
+from pinv_jax.suite import _restore_coefficients as coefficients
+from pinv_jax.suite import _restore_learned as learned
+from pinv_jax.suite import _restore_physics as physics
+from pinv_jax.suite._psf_photographs import TEST, TRAIN
+
+
+def rows_by(report, part):
+    return {row["method"]: row for row in report["tables"][part]}
+
+
+def test_no_photograph_trains_and_tests():
+    train, test = ({name for group in groups for name in group} for groups in (TRAIN, TEST))
+    assert not train & test
+    assert not set(priors.COLOUR_TRAIN) & set(priors.COLOUR_TEST)
+
+
+@pytest.mark.slow
+def test_images_of_training_and_of_test_have_the_same_shape():
+    images = priors.PRIORS["photographs32"].images(jnp.float32)
+    assert images.draw(jax.random.key(0)).shape == images.test.shape[1:]
+    assert images.test.shape == (36, 1, 32, 32)
+    assert -1 <= float(jnp.min(images.test)) < float(jnp.max(images.test)) <= 1
+
+
+def test_unknown_prior_is_explained(tmp_path):
+    with pytest.raises(ValueError, match="unknown prior 'cats'; known are digits"):
+        priors.trained_prior("cats", tmp_path)
+
+
+def test_a_cell_holds_what_was_rounded_into_it():
+    y = jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, 8)))
+    steps = jnp.asarray(np.random.default_rng(1).uniform(0.1, 1, size=(1, 8, 8)))
+    seen = coefficients.compressed(y, jax.random.key(0), steps=steps)
+    assert bool(jnp.all((seen.lower <= y) & (y <= seen.upper)))
+    np.testing.assert_allclose(seen.upper - seen.lower, steps)
+
+
+def test_saturated_counts_are_bounded_below_alone():
+    y = jnp.linspace(0.01, 0.9, 30).reshape(3, 10)
+    seen = physics.counted(y, jax.random.key(0), photons=1e6, deviations=5.0)
+    bright = y > physics.LIGHT + 0.01
+    assert bool(jnp.all(jnp.isinf(seen.upper) == (seen.y >= physics.LIGHT)))
+    assert bool(jnp.all(jnp.where(bright, jnp.isinf(seen.upper), True)))
+    assert bool(jnp.all((seen.lower <= y) & (y <= seen.upper)))
+
+
+def test_a_shaken_camera_sees_means():
+    matrix = learned.shaken(12)
+    assert matrix.shape == (36, 144)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, rtol=1e-12)
+    assert np.linalg.matrix_rank(matrix) == 36
+    still = learned.shaken(12, turn=0.0, shift=0.0)
+    cells = np.random.default_rng(0).normal(size=(12, 12))
+    np.testing.assert_allclose(still @ cells.ravel(), cells.reshape(6, 2, 6, 2).mean(axis=(1, 3)).ravel(), atol=1e-12)
+
+
+@pytest.mark.slow
+def test_the_kernel_between_two_known_pictures_is_found():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 20, 20)))
+    kernel = deconvolution.motion(jax.random.key(1), x.dtype)
+    y = deconvolution.convolve(kernel, x)
+    np.testing.assert_allclose(y[0, 2, 3], jnp.sum(kernel * x[0, 2:9, 3:10]), rtol=1e-12)
+    found = deconvolution.fitted(x, y)
+    np.testing.assert_allclose(jnp.sum(found), 1, rtol=1e-9)
+    assert float(jnp.linalg.norm(found - kernel) / jnp.linalg.norm(kernel)) < 0.05
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("restoration")
+
+
+def run(study, results, *parts):
+    options = suite.Options(quick=True, recipes=parts or None)
+    return suite.run(study, options, results / study.name, stream=None)
+
+
+@pytest.mark.slow
+def test_a_prior_is_trained_once_and_resumed(tmp_path, monkeypatch):
+    make = functools.partial(priors.trained_prior, "digits", quick=True)
+    whole = make(tmp_path / "whole")
+
+    def interrupt(stage, done, total, loss):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "cut", progress=interrupt)
+    assert not list((tmp_path / "cut").glob("*.npz"))
+    resumed = make(tmp_path / "cut")
+    monkeypatch.setattr(priors, "fit_prior", None)
+    for again in (resumed, make(tmp_path / "whole")):
+        for a, b in zip(jax.tree.leaves(whole.prior), jax.tree.leaves(again.prior), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["digits-quick-float32-seed0.npz"]
+
+
+@pytest.mark.slow
+def test_quick_restoration_meets_the_observation_as_no_baseline_does(results):
+    report = run(suite.RESTORE_BLUR, results)
+    rows = rows_by(report, "blur")
+    assert rows[restoration.OURS]["worst"] < 1e-5
+    assert rows[restoration.WARM]["worst"] < 1e-5
+    assert rows[restoration.LINEAR_NAME]["consistency"] > 1e-2
+    assert rows[restoration.DPS_NAME]["consistency"] > 1e-3
+    assert report["figures"] == ["figures/blur.png"]
+
+
+@pytest.mark.slow
+def test_for_a_linear_map_it_is_ddnm(results):
+    part = "compressed sensing"
+    report = run(suite.RESTORE_LINEAR, results, part)
+    assert report["measures"][part]["largest difference to linear"] < 1e-4
+    assert rows_by(report, part)[restoration.OURS]["worst"] < 1e-5
+
+
+@pytest.mark.slow
+def test_quick_blind_deconvolution_runs(results):
+    report = run(suite.RESTORE_BLIND, results, "synthetic")
+    rows = rows_by(report, "synthetic")
+    assert rows["true kernel"]["error of the kernel"] == 0 < rows["kernel and image"]["error of the kernel"]
+    assert report["figures"] == ["figures/synthetic.png", "figures/synthetic-kernels.png"]
