@@ -52,7 +52,9 @@ DATA = jnp.asarray(CASE["data"])
 # Schedules ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(
+    "name", ["cosine", *(pytest.param(name, marks=pytest.mark.slow) for name in SCHEDULES if name != "cosine")]
+)
 def test_schedules_lead_from_noise_to_data(name):
     schedule = SCHEDULES[name]
     times = schedule.times(50)
@@ -226,7 +228,9 @@ def test_for_linear_maps_nlbp_is_the_guidance_of_ddnm(name, prior, f):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), pytest.param("float64", 1e-10, marks=pytest.mark.slow)]
+)
 def test_the_image_meets_the_observation(dtype, tolerance, prior, curved):
     prior, f = cast(prior, dtype), cast(curved, dtype)
     prior = diffusion.Prior(prior.network, prior.schedule, shape=prior.shape, prediction="x0")
@@ -291,6 +295,7 @@ def test_several_constraints_are_met_in_turn(prior, f):
     np.testing.assert_allclose(f(once)[1:], DATA[1:], atol=1e-10)
 
 
+@pytest.mark.slow
 def test_pigdm_is_the_posterior_where_it_is_exact(f):
     """A normal prior with the same variance in all directions, and a linear observation, with and without noise."""
     mean, std, noise_std = jnp.asarray(CASE["mean"]), 0.7, 0.3
@@ -307,6 +312,7 @@ def test_pigdm_is_the_posterior_where_it_is_exact(f):
     np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_dps_takes_the_published_step(prior, f):
     """One step of the chain is the step without guidance, less the gradient of the norm."""
     scale, visits = 0.3, [400.0, 300.0]
