@@ -157,9 +157,13 @@ def measure(options: Any, folder: Path) -> dict[str, Any]:
             flush=True,
         )
     report["rows"] = rows
-    logs = np.log([[row["n"], row["seconds"], row["cpu_seconds"]] for row in rows])
-    report["slope"] = float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0]) if len(rows) > 1 else None
-    fixed = float(np.polyfit([r["n"] for r in rows], [r["seconds"] for r in rows], 1, w=[1 / r["n"] for r in rows])[1])
-    report["fixed_seconds"] = fixed
-    print(f"slope of seconds against n: {report['slope']}; a call costs {fixed:.2f} s before its first solve")
+    # A call costs something before its first solve, most of what a thousand solves take: both slopes are given.
+    n, seconds = np.array([[row["n"], row["seconds"]] for row in rows], float).T
+    report["fixed_seconds"] = fixed = float(np.polyfit(n, seconds, 1, w=1 / n)[1]) if len(rows) > 1 else 0.0
+    report["slope"] = float(np.polyfit(np.log(n), np.log(seconds), 1)[0]) if len(rows) > 1 else None
+    rest = np.maximum(seconds - fixed, 1e-9)
+    report["slope_less_fixed"] = float(np.polyfit(np.log(n), np.log(rest), 1)[0]) if len(rows) > 1 else None
+    print(
+        f"slope of seconds against n: {report['slope']}, less the {fixed:.2f} s of a call {report['slope_less_fixed']}"
+    )
     return report

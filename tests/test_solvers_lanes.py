@@ -203,7 +203,8 @@ class Prepared(maps.AbstractMap):
         return Prepared(self.weight, jnp.linalg.inv(self.weight))
 
 
-@pytest.mark.parametrize("mode", ["streaming", pytest.param("masked", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["streaming", "masked"])
 def test_maps_that_are_prepared_once(mode):
     weight = jnp.array([[2.0, 1.0], [0.0, 2.0]])
     x_true = jnp.linspace(-0.5, 0.5, 12).reshape(6, 2)
@@ -215,6 +216,7 @@ def test_maps_that_are_prepared_once(mode):
     np.testing.assert_allclose(found.value, x_true, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_starts_keep_the_best():
     forward = lambda x: jnp.stack([x[0] ** 2 - 1.0, 0.1 * (x[0] - 1.0)])  # the start decides between -1 and 1
     starts = jnp.array([[-1.0], [1.1], [jnp.nan]])

@@ -106,7 +106,8 @@ def solve_batch(
     elif mode == "auto":
         mode = pick_mode(num, lanes)
     if mode != "masked" and prepared:  # once for all programs
-        part, shared = split_lanes(prepare(problem), prepare(solver), axes, num)
+        with jax.default_matmul_precision(precision):
+            part, shared = split_lanes(prepare(problem), prepare(solver), axes, num)
     if mesh is not None and not traced:
         check_processes((part, shared, x0, keys, limit, lanes, mode, history, precision), "solve_batch")
         part, x0, keys = spread((part, x0, keys), mesh)
@@ -137,10 +138,16 @@ def _run_masked(
 
 
 def pick_mode(num: int, lanes: int | None) -> Mode:
-    """The rule of `mode="auto"`."""
-    if lanes is not None and lanes < num:
-        return "streaming"
-    return "masked"
+    """The rule of `mode="auto"`, measured by `python -m benchmarks lanes`.
+
+    Streaming wherever there are at least four times as many observations as lanes. On an even batch that costs no more
+    than masked lanes, and on an uneven one it wins more the more observations there are. Smaller batches are masked:
+    the further programs, about a second of compilation for each width, take longer than they save, unless the same
+    batch is solved again and again; then write `mode="compacting"`.
+    """
+    if lanes is not None:
+        return "streaming" if lanes < num else "masked"
+    return "streaming" if num >= 4 * DEFAULT_LANES else "masked"
 
 
 def pick_widths(num: int, lanes: int | None, mode: Mode, narrowest: int | None, mesh: Mesh | None) -> dict[str, int]:

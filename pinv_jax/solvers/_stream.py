@@ -94,7 +94,8 @@ def solve_stream(
     starts = _starts(problem, row, x0)
     solver, limit = as_arrays(solver, int(max_steps), "forward", row.dtype)
     chunk = Problem(problem.forward, row[None], problem.project, problem.noise_std, problem.prior)
-    part, shared = split_lanes(prepare(chunk), prepare(solver), Problem(None, 0), 1)
+    with jax.default_matmul_precision(precision):
+        part, shared = split_lanes(prepare(chunk), prepare(solver), Problem(None, 0), 1)
     key_data = None if key is None else jax.random.key_data(key)
     check_processes((shared, row, limit, key_data, num, chunk_size, lanes, max_steps, precision), "solve_stream")
     first_start = jnp.asarray(starts(0, 1)[0], row.dtype)
