@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pinv_jax import suite
+from pinv_jax import maps, suite
+from pinv_jax.solvers import nlbp
 from pinv_jax.suite import _priors as priors
 from pinv_jax.suite import _restoration as restoration
 from pinv_jax.suite import _restore_blind as deconvolution
@@ -65,6 +66,16 @@ def test_a_shaken_camera_sees_means():
     still = learned.shaken(12, turn=0.0, shift=0.0)
     cells = np.random.default_rng(0).normal(size=(12, 12))
     np.testing.assert_allclose(still @ cells.ravel(), cells.reshape(6, 2, 6, 2).mean(axis=(1, 3)).ravel(), atol=1e-12)
+
+
+def test_the_linear_baseline_is_exact_where_the_map_is_affine():
+    f = restoration.centred(maps.Downsample((1, 4, 4), 2, jnp.float64))
+    task = restoration.Degradation(f, f)
+    x, other = (jnp.asarray(np.random.default_rng(seed).normal(size=(1, 4, 4))) for seed in (0, 1))
+    seen = restoration.exactly(f(x), jax.random.key(0))
+    estimate = restoration.ignoring(task, seen)(lambda x_t, t: x_t, other, jnp.zeros(()), jax.random.key(0))
+    np.testing.assert_allclose(f(estimate), seen.y, atol=1e-12)
+    np.testing.assert_allclose(estimate, nlbp(f, other, seen.y), atol=1e-12)
 
 
 @pytest.mark.slow

@@ -14,11 +14,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
 from .. import plots
 from .._problem import Problem
-from ..diffusion import DDIM, DPS, LinearBackProjection, Prior, Start, project_after_interval, sample
+from ..diffusion import DDIM, DPS, Prior, Start, project_after_interval, sample
 from ..maps import AbstractSurjection, Affine, SurjectiveChain, store
 from ..solvers import SVD, GaussNewton, solve
 from ._lens_camera import quality, relative, shown
@@ -157,7 +157,18 @@ def finished(method: Method, prior: Prior, task: Degradation, seen: Observation,
 
 
 def ignoring(task: Degradation, seen: Observation) -> Any:
-    return LinearBackProjection(task.linear, seen.y)
+    """A guide: DDNM with the linear map, `x0 + A^+ (y - A x0)`.
+
+    As a difference of two pseudo-inverses, for the maps here are affine: the images lie between -1 and 1.
+    """
+
+    def guide(denoise: Any, x_t: Array, t: Scalar, key: PRNGKeyArray) -> Array:
+        del key
+        x0 = denoise(x_t, t)
+        with jax.default_matmul_precision("highest"):
+            return x0 + task.linear.pinv(seen.y) - task.linear.pinv(task.linear(x0))
+
+    return guide
 
 
 def by_gradient(task: Degradation, seen: Observation, scale: Any) -> Any:

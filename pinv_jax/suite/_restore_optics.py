@@ -70,7 +70,7 @@ def _sensor(bits: int, *, clipped: bool) -> Any:
 RESTORE_BLUR = restoration_study(
     "restore-blur",
     "restoration with a diffusion prior: a blur that varies over the picture, half the pixels, a sensor that saturates",
-    {"blur": Task("photographs32", _blur, more_steps=(100,))},
+    {"blur": Task("photographs32", _blur, more_steps=(50,))},
 )
 RESTORE_FISHEYE = restoration_study(
     "restore-fisheye",
