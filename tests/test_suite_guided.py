@@ -210,7 +210,7 @@ def test_quick_attributes_change_and_stay(tmp_path):
 def test_quick_darcy_is_met_within_the_noise(tmp_path):
     tables = quick(suite.SCIENCE_DARCY, tmp_path)["tables"]
     misfit, error = cells(tables["fields"], "misfit / noise"), cells(tables["fields"], "error")
-    assert misfit["LM from NLBP on the network"] <= 1.01 < misfit["prior alone"]
+    assert misfit["LM from NLBP, corrected by the equation"] <= 1.01 < misfit["prior alone"]
     assert error["LM with a normal prior"] < error["prior alone"]
     assert tables["pairs"][1]["error at the start"] < tables["pairs"][0]["error at the start"]
 
