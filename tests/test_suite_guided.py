@@ -56,6 +56,8 @@ def test_quantiles_are_those_of_the_pixels_and_matching_keeps_their_order(images
         np.testing.assert_array_equal(np.argsort(before.ravel()), np.argsort(after.ravel()))
     flat_image = jnp.ones(SHAPE)  # all values equal, and so all quantiles
     np.testing.assert_array_equal(f.merge(*f.split(flat_image)), flat_image)
+    plain = jnp.where(other > 0, 0.5, other)  # a background of one value has several quantiles that are equal
+    np.testing.assert_allclose(f(nlbp(f, x, f(plain))), f(plain), atol=1e-12)
     with pytest.raises(ValueError, match="no more quantiles than the 36 pixels"):
         statistics.Quantiles(SHAPE, 37)
 

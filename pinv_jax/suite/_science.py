@@ -191,8 +191,10 @@ def _nlbp(models: Any, y: Array) -> Any:
 
 
 def _corrected(models: Any, y: Array) -> Callable[..., Any]:
-    """Back-projection by the network `f` onto `y + f(x0) - h(x0)`: the point that it leads to meets the equation `h`
-    to first order, without a derivative of anything."""
+    """Back-projection by the network `f` onto `y + f(x0) - h(x0)`, after which the equation `h` holds to first order.
+
+    It takes no derivative of anything.
+    """
 
     def guide(denoise: Any, x_t: Array, t: Array, key: PRNGKeyArray) -> Array:
         del key
