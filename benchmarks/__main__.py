@@ -16,6 +16,7 @@ NAMES = (
     "scale",
     "convolutions",
     "linesearch",
+    "posterior",
     "pde_cost",
     "spnn",
     "lifted_speed",

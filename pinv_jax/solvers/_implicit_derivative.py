@@ -45,7 +45,7 @@ class Implicit(eqx.Module):
     Args:
         uncertified: what a lane gets that is not certified: NaN; zero, so that the others of a sum count; or the
             derivative of its steps, `"unrolled"`, in reverse mode only and at the price of `"checkpointed"` for all.
-            Wherever the linear system is not solved there is NaN.
+            Wherever the linear system is not solved, or rounding may be a tenth of the solution, there is NaN.
         hessian: `"gauss-newton"` leaves second derivatives of `f` out of `H`: exact where the residual vanishes, and
             wrong in proportion to it elsewhere.
         inverse: a learned inverse `y -> x` as preconditioner: with `G` its Jacobian at `f(x)`, `G G'`, weighted by the
@@ -53,8 +53,9 @@ class Implicit(eqx.Module):
             that is least becomes the one of this metric.
         tolerance: see above; the relative error of the derivative is of this size at most, times how strongly `f`
             bends.
-        rcond: curvature below `rcond` times the largest counts as none; by default ten rounding units times the number
-            of unknowns.
+        rcond: curvature below `rcond` times the largest counts as none: regularises. By default only what is lost in
+            rounding counts as none, and nothing where there is a prior; small curvature that rounding makes doubtful
+            gives NaN, so that in float32 condition numbers of `H` end at about 1e5.
         rtol: of the linear systems; by default the rounding unit to the power 2/3.
         max_steps: products with `H` at most, for one linear system; each keeps one vector shaped like `x`.
 
@@ -249,7 +250,7 @@ def certify(problem: Problem, x: Float[Array, "*x"], x0: Float[Array, "*x"], opt
     def normal(v: Float[Array, "*x"]) -> Float[Array, "*x"]:
         return transpose(jvp(v))[0] / size
 
-    step, solved = _solve(normal, -gradient, problem, x, certificate, options)
+    step, _, solved = _solve(normal, -gradient, problem, x, certificate, options)
     scale = jnp.linalg.norm(x.ravel()) + jnp.linalg.norm((x - x0).ravel())
     certified = solved & (jnp.linalg.norm(step.ravel()) <= options.tolerance * scale)
     if box is not None:
@@ -287,23 +288,25 @@ def _solve(
     x: Float[Array, "*x"],
     certificate: Certificate,
     options: Implicit,
-) -> tuple[Float[Array, "*x"], Bool[Array, ""]]:
-    """The least-norm solution in the free variables, and whether it is one."""
+) -> tuple[Float[Array, "*x"], Scalar, Bool[Array, ""]]:
+    """The least-norm solution in the free variables; see `pseudo_solve`."""
     eps = float(jnp.finfo(x.dtype).eps)
 
     def flat(v: Float[Array, " n"]) -> Float[Array, " n"]:
         return certificate.free(matvec(certificate.free(v.reshape(x.shape)))).ravel()
 
     b = certificate.free(right).ravel()
-    solution, solved, _ = pseudo_solve(
+    # With a prior every direction is meant to be determined, however little by the data.
+    none = 0.0 if problem.prior is not None else 10 * eps * x.size**0.5
+    solution, doubt, solved = pseudo_solve(
         flat,
         b,
         max_steps=options.max_steps,
         rtol=eps ** (2 / 3) if options.rtol is None else options.rtol,
-        rcond=10 * eps * x.size if options.rcond is None else options.rcond,
+        rcond=none if options.rcond is None else options.rcond,
         precondition=_preconditioner(flat, b, problem, x, certificate, options),
     )
-    return solution.reshape(x.shape), solved
+    return solution.reshape(x.shape), doubt, solved
 
 
 def _preconditioner(
@@ -377,8 +380,8 @@ def _tangent(
         return certificate.free(hvp(certificate.free(v)))
 
     def solve(matvec: Callable[..., Any], b: Float[Array, "*x"]) -> Float[Array, "*x"]:
-        solution, solved = _solve(matvec, b, problem, x, certificate, options)
-        return jnp.where(solved, solution, jnp.nan)
+        solution, doubt, solved = _solve(matvec, b, problem, x, certificate, options)
+        return jnp.where(solved & (doubt <= 0.1), solution, jnp.nan)
 
     # The factor stands on both sides of the solve: a NaN must reach the end in forward and in reverse mode alike.
     solution = jax.lax.custom_linear_solve(matvec, -factor * certificate.free(right), solve, symmetric=True)
