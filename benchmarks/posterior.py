@@ -131,5 +131,3 @@ def main(argv: Sequence[str]) -> None:
     for row in report["rows"]:
         share = row["coverage"][LEVELS.index(0.9)]
         assert 0.85 <= share <= 0.95, f"{row['method']}: 90 % intervals cover {100 * share:.1f} %"
-
-

@@ -89,25 +89,24 @@ def assert_close(found, expected, rtol):
         assert jnp.linalg.norm(a - b) <= rtol * jnp.linalg.norm(b)
 
 
-@pytest.mark.parametrize(
-    "name", ["over-determined", *(pytest.param(n, marks=pytest.mark.slow) for n in list(PROBLEMS)[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["over-determined", "under-determined"])
 def test_reverse_mode_against_differences(name):
     assert_close(jacobian(name, adjoint="implicit"), differences(name), 1e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_forward_mode_and_the_derivative_of_the_steps(name):
-    found = jacobian(name, jax.jacfwd, adjoint="implicit")
-    assert_close(found, jacobian(name, adjoint="checkpointed"), 1e-6)
-    assert_close(found, jacobian(name, policy="unrolled"), 1e-6)
+def test_forward_mode_and_the_derivative_of_the_steps():
+    found = jacobian("rank deficient", jax.jacfwd, adjoint="implicit")
+    assert_close(found, differences("rank deficient"), 1e-6)
+    assert_close(found, jacobian("rank deficient", adjoint="checkpointed"), 1e-6)
 
 
 @pytest.mark.slow
 def test_gauss_newton_is_exact_only_without_a_residual():
-    exact = jacobian("under-determined", adjoint="implicit")
-    assert_close(jacobian("under-determined", policy="nan", hessian="gauss-newton"), exact, 1e-9)
+    assert_close(
+        jacobian("under-determined", policy="nan", hessian="gauss-newton"), differences("under-determined"), 1e-6
+    )
     approximate, _ = jacobian("over-determined", policy="nan", hessian="gauss-newton")
     in_data, _ = differences("over-determined")
     assert jnp.linalg.norm(approximate - in_data) > 0.1 * jnp.linalg.norm(in_data)
@@ -153,11 +152,9 @@ def test_every_part_of_a_problem_and_variables_at_bounds():
     sol = bounded(values, "forward")
     np.testing.assert_array_equal(sol.value[:2], [0.6, 0.5])  # both held
     step = 1e-5
-    ahead, behind = (
-        outcome(jax.tree.map(lambda v, d: v + sign * step * d, values, direction), "forward") for sign in (1, -1)
-    )
+    moved = lambda h: outcome(jax.tree.map(lambda v, d: v + h * d, values, direction), "forward")
     _, tangent = jax.jvp(lambda v: outcome(v, "implicit"), (values,), (direction,))
-    np.testing.assert_allclose(tangent, (ahead - behind) / (2 * step), rtol=1e-6)
+    np.testing.assert_allclose(tangent, (moved(step) - moved(-step)) / (2 * step), rtol=1e-6)
     pulled = jax.grad(lambda v: outcome(v, "implicit"))(values)
     dot = sum(jnp.sum(a * b) for a, b in zip(pulled, direction, strict=True))
     np.testing.assert_allclose(dot, tangent, rtol=1e-9)
@@ -237,7 +234,6 @@ def test_a_solve_that_ran_out_of_steps_has_no_gradient():
 
     slope = lambda policy, steps: jax.grad(lambda w: total(w, policy, steps))(1.0)
     assert jnp.isnan(slope("nan", 2))
-    assert slope("zero", 2) == 0.0
     exact = 4 * 1.2 / (1 + 0.6)
     np.testing.assert_allclose(slope("nan", 3000), exact, rtol=1e-3)
 
@@ -270,6 +266,7 @@ def spectrum(values, dtype, seed=0):
     return jnp.asarray((q * np.asarray(values)) @ q.T, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_pseudo_solve_is_the_pseudo_inverse(dtype):
     """Of a singular matrix, for a right-hand side outside its range."""
@@ -287,6 +284,7 @@ def test_pseudo_solve_is_the_pseudo_inverse(dtype):
     assert not pseudo_solve(lambda v: h @ v - v / 2, b, **options)[-1]  # no minimum
 
 
+@pytest.mark.slow
 def test_a_preconditioner_saves_steps():
     h = spectrum(np.geomspace(1, 1e-4, 30), jnp.float64)
     b = jnp.ones(30)

@@ -124,6 +124,8 @@ def test_what_is_refused():
         sample(noise_std=0.1)
     with pytest.raises(ValueError, match="drop `project`"):
         sample(noise_std=0.1, prior=prior, project=solvers.Box(0.0, 1.0))
-    short = pj.Problem(lambda x: x[:1], jnp.ones(1), noise_std=0.1, prior=pj.GaussianPrior(jnp.zeros(4), jnp.eye(4)[:2]))
+    short = pj.Problem(
+        lambda x: x[:1], jnp.ones(1), noise_std=0.1, prior=pj.GaussianPrior(jnp.zeros(4), jnp.eye(4)[:2])
+    )
     with pytest.raises(ValueError, match="3 equations for 4 unknowns"):
         solvers.randomise_then_optimise(short, LM, jnp.zeros(4), key=key(), num_samples=3)

@@ -69,7 +69,7 @@ def lanczos(
 
     def going(carry: Any) -> Bool[Array, ""]:
         *_, gamma, j, scale, _, _, residual, first = carry
-        return (j < num) & (gamma > 10 * eps * scale + tiny) & (residual > rtol * first)
+        return (j < num) & (gamma > eps * scale + tiny) & (residual > rtol * first)
 
     def turn(carry: Any) -> Any:
         duals, basis, diagonal, coupling, t, y, gamma, j, scale, pivot, entry, _, first = carry
