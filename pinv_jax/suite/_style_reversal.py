@@ -42,14 +42,14 @@ def flow(bench: Bench, name: str, factor: int, train: Labelled) -> SurjectiveCha
     unshuffle = PixelUnshuffle((1, 8, 8), factor, bench.dtype)
     psi = invertible_network(
         unshuffle.out_structure().shape,
-        num_layers=6,
+        num_layers=4,
         hidden=32,
         scale_bound=1.0,
         centred=False,
         dtype=bench.dtype,
         key=key_of(bench, name),
     )
-    num_steps = 100 if bench.quick else 1500
+    num_steps = 50 if bench.quick else 1500
     optimiser = clipped_adam(1e-3, num_steps=num_steps, warmup_steps=20)
     stage = Stage({"likelihood": Term(negative_log_likelihood)}, _everything, num_steps, 64, optimiser)
     folder = bench.fits.parent / name
