@@ -58,7 +58,7 @@ def roofline(size: int, rounds: int) -> dict[str, float]:
 
 def cost(fn: Callable[..., Any], *args: Any) -> np.ndarray:
     """Floating-point operations and bytes of one call, by XLA's own analysis."""
-    found = jax.jit(fn).lower(*args).compile().cost_analysis()
+    found = jax.jit(lambda *a: fn(*a)).lower(*args).compile().cost_analysis()  # modules with arrays do not hash
     found = found[0] if isinstance(found, list) else found
     return np.array([found.get("flops", 0.0), found.get("bytes accessed", 0.0)])
 
