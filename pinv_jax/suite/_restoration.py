@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, Scalar
+from jaxtyping import Array, Float, Key, PRNGKeyArray, Scalar
 
 from .. import plots
 from .._problem import Problem
@@ -184,12 +184,12 @@ ESTIMATES: Mapping[str, Method] = {
 
 
 @eqx.filter_jit
-def _apply(method: Any, prior: Prior, task: Degradation, seen: Observation, keys: PRNGKeyArray) -> Array:
+def _apply(method: Any, prior: Prior, task: Degradation, seen: Observation, keys: Key[Array, " n"]) -> Array:
     return jax.vmap(lambda seen, key: method(prior, task, seen, key))(seen, keys)
 
 
 @eqx.filter_jit
-def observe(task: Degradation, x: Float[Array, "n *x"], keys: PRNGKeyArray) -> Observation:
+def observe(task: Degradation, x: Float[Array, "n *x"], keys: Key[Array, " n"]) -> Observation:
     with jax.default_matmul_precision("highest"):
         return jax.vmap(lambda x, key: task.sense(task.f(x), key))(x, keys)
 
@@ -282,7 +282,7 @@ def findings(bench: Bench, task: Task) -> Findings:
     if degradation.stand_in is not None:
         guides[f"{OURS} on the stand-in, not finished"] = ours
     costs = dict.fromkeys(guides, num_steps)
-    costs |= steps_of | {WARM: sum(t <= FROM for t in trained.prior.schedule.times(num_steps)) - 1}
+    costs |= steps_of | {WARM: int(np.sum(trained.prior.schedule.times(num_steps) <= FROM)) - 1}
     rows, found = [], {}
     for name, method in (dict(ESTIMATES) | guides).items():
         each = keys if name in guides else keys[:1]

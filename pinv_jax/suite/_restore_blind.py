@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.scipy.sparse.linalg import cg
-from jaxtyping import Array, Float, PRNGKeyArray, Scalar
+from jaxtyping import Array, Float, Key, PRNGKeyArray, Scalar
 
 from .. import plots
 from ..diffusion import DDIM, Prior, Start, sample
@@ -126,7 +126,7 @@ def fitted(x: Float[Array, "1 H W"], y: Float[Array, "1 h w"]) -> Float[Array, "
 
     def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         kernel, before = carry
-        ahead = kernel + i / (i + 3) * (kernel - before)
+        ahead = kernel + (i / (i + 3)).astype(kernel.dtype) * (kernel - before)
         return optax.projections.projection_simplex(ahead - step * (gram @ ahead - right)), kernel
 
     start = jnp.full(SIDE * SIDE, 1 / SIDE**2, x.dtype)
@@ -136,7 +136,7 @@ def fitted(x: Float[Array, "1 H W"], y: Float[Array, "1 h w"]) -> Float[Array, "
 
 @eqx.filter_jit
 def deconvolved(
-    prior: Prior, kernel: Float[Array, "n k k"], y: Float[Array, "n 1 h w"], keys: PRNGKeyArray, num_steps: int
+    prior: Prior, kernel: Float[Array, "n k k"], y: Float[Array, "n 1 h w"], keys: Key[Array, " n"], num_steps: int
 ) -> Float[Array, "n 1 H W"]:
     """Pictures for known kernels, from noise."""
 
@@ -148,7 +148,7 @@ def deconvolved(
 
 @eqx.filter_jit
 def blind(
-    prior: Prior, y: Float[Array, "n 1 h w"], keys: PRNGKeyArray, num_steps: int, num_rounds: int
+    prior: Prior, y: Float[Array, "n 1 h w"], keys: Key[Array, " n"], num_steps: int, num_rounds: int
 ) -> tuple[Float[Array, "n 1 H W"], Float[Array, "n k k"]]:
     """Pictures and kernels from observations alone."""
 
@@ -216,9 +216,9 @@ def synthetic(bench: Bench) -> Findings:
     observe_key, sample_key = jax.random.split(bench.key)
     kernels, y = observed(x, observe_key)
     assumed = jnp.broadcast_to(blob(1.2, x.dtype)[None], kernels.shape)
-    later = int(sum(t <= FROM for t in prior.schedule.times(num_steps))) - 1
+    later = int(np.sum(prior.schedule.times(num_steps) <= FROM)) - 1
 
-    def without(keys: PRNGKeyArray) -> tuple[Array, Array]:
+    def without(keys: Key[Array, " n"]) -> tuple[Array, Array]:
         del keys
         return _surrounded(y), jnp.zeros_like(kernels).at[:, SIDE // 2, SIDE // 2].set(1)
 

@@ -99,7 +99,7 @@ def video(bench: Bench) -> Findings:
     alone = [guided(ignoring, num_steps), gradient, guided(onto_bounds, num_steps)]
     methods = [functools.partial(each_frame, method, same=False) for method in alone]
     methods += [functools.partial(each_frame, alone[-1], same=True), functools.partial(from_before, num_steps)]
-    later = sum(t <= FROM for t in trained.prior.schedule.times(num_steps)) - 1
+    later = int(np.sum(trained.prior.schedule.times(num_steps) <= FROM)) - 1
     costs = dict.fromkeys(NAMES, float(num_steps))
     costs[NAMES[-1]] = float(num_steps + (num_frames - 1) * later) / num_frames
     rows, pictures = [], {"frame": shown(to_unit(x[0]))}
