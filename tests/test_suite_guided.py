@@ -201,26 +201,8 @@ def test_quick_logits_are_met_and_the_judge_agrees(tmp_path):
 
 
 @pytest.mark.slow
-def test_quick_attributes_change_and_stay(tmp_path):
-    table = quick(suite.ATTRIBUTES, tmp_path, "one")["tables"]["one"]
-    changed, kept, worst = (cells(table, column) for column in ("changed %", "kept %", "worst"))
-    assert changed["x itself"] < 50 < changed["NLBP from x"]
-    assert kept["NLBP from x"] > 75
-    assert worst["NLBP from x"] < 1e-5 < worst["DPS from x"]
-
-
-@pytest.mark.slow
 def test_quick_darcy_is_met_within_the_noise(tmp_path):
-    tables = quick(suite.SCIENCE_DARCY, tmp_path)["tables"]
-    misfit, error = cells(tables["fields"], "misfit / noise"), cells(tables["fields"], "error")
+    table = quick(suite.SCIENCE_DARCY, tmp_path, "fields")["tables"]["fields"]
+    misfit, error = cells(table, "misfit / noise"), cells(table, "error")
     assert misfit["LM from NLBP, corrected by the equation"] <= 1.01 < misfit["prior alone"]
     assert error["LM with a normal prior"] < error["prior alone"]
-    assert tables["pairs"][1]["error at the start"] < tables["pairs"][0]["error at the start"]
-
-
-@pytest.mark.slow
-def test_quick_styles_are_undone(tmp_path):
-    table = quick(suite.STYLE_REVERSAL, tmp_path, "coarse")["tables"]["coarse"]
-    level, worst = cells(table, "PSNR dB"), cells(table, "worst")
-    assert level["NLBP"] > level["stylised image"] + 3
-    assert worst["NLBP"] < 1e-4 < worst["DPS"]

@@ -13,8 +13,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PRNGKeyArray, Scalar
 
-from ..diffusion import CosineSchedule, Prior, fit_prior
+from ..diffusion import AbstractGuide, CosineSchedule, Prior, fit_prior
 from ..maps import AbstractSurjection, Affine, Linear, SurjectiveChain
+from ..solvers import nlbp
 from ._digits import key_of
 from ._study import Bench
 
@@ -107,6 +108,34 @@ def of_unit(f: AbstractSurjection[Any]) -> SurjectiveChain:
     structure = f.in_structure()
     half = jnp.full(structure.shape, 0.5, structure.dtype)
     return SurjectiveChain([Affine(half, half), f])  # pyright: ignore[reportCallIssue]
+
+
+class Corrected(AbstractGuide):
+    """Back-projection by a stand-in f of h onto `data + f(x0) - h(x0)`, after which h holds to first order.
+
+    The fixed points meet `h(x) = data`, however wrong f is, and no derivative is taken of anything. An estimate that
+    meets the data within the noise stays where it is, as does one that f would take out of all bounds.
+
+    Attributes:
+        f: the stand-in, a surjection.
+        h: the map itself.
+        data: the observation.
+        noise_std: its standard deviation, or 0.
+    """
+
+    f: AbstractSurjection[Any]
+    h: Any
+    data: Float[Array, "*y"]
+    noise_std: Any
+
+    def __call__(self, denoise: Any, x_t: Float[Array, "*x"], t: Scalar, key: PRNGKeyArray) -> Float[Array, "*x"]:
+        """See `AbstractGuide`."""
+        del key
+        x0 = denoise(x_t, t)
+        seen = self.h(x0)
+        projected = nlbp(self.f, x0, self.data + self.f(x0) - seen)
+        within = jnp.mean((seen - self.data) ** 2) <= self.noise_std**2
+        return jnp.where(within | ~jnp.all(jnp.isfinite(projected)), x0, projected)
 
 
 def to_unit(x: Float[Array, "*x"]) -> Float[Array, "*x"]:

@@ -29,9 +29,9 @@ from ..diffusion import DDPM, DPS, project_after, sample
 from ..learn import imitate
 from ..maps import AbstractMap, AbstractSurjection, Natural, prepare
 from ..pde import NavierStokes2D, darcy_pressure
-from ..solvers import SVD, LevenbergMarquardt, nlbp, solve
+from ..solvers import SVD, LevenbergMarquardt, solve
 from ._digits import key_of
-from ._guided import best_scale, dense_prior, draw
+from ._guided import Corrected, best_scale, dense_prior, draw
 from ._study import Bench, Findings, Study
 
 SIDE = 16
@@ -190,22 +190,8 @@ def _nlbp(models: Any, y: Array) -> Any:
     return project_after(models["natural"], y, stop=Within(models["noise"]))  # pyright: ignore[reportCallIssue]
 
 
-def _corrected(models: Any, y: Array) -> Callable[..., Any]:
-    """Back-projection by the network `f` onto `y + f(x0) - h(x0)`, after which the equation `h` holds to first order.
-
-    It takes no derivative of anything.
-    """
-
-    def guide(denoise: Any, x_t: Array, t: Array, key: PRNGKeyArray) -> Array:
-        del key
-        x0 = denoise(x_t, t)
-        f, seen = models["natural"], models["h"](x0)
-        projected = nlbp(f, x0, y + f(x0) - seen)
-        # a network can be wrong by more than it helps far from all fields; then the estimate stays
-        kept = Within(models["noise"])(seen, y) | ~jnp.all(jnp.isfinite(projected))  # pyright: ignore[reportCallIssue]
-        return jnp.where(kept, x0, projected)
-
-    return guide
+def _corrected(models: Any, y: Array) -> Corrected:
+    return Corrected(models["natural"], models["h"], y, models["noise"])  # pyright: ignore[reportCallIssue]
 
 
 OURS = "NLBP on the network"
