@@ -5,15 +5,15 @@ both: `solve` alone, `solve_batch` over many observations, and pyproximal with p
 batch, all in turn. The energies after equally many iterations are printed beside: pyproximal has one step size for both
 duals, full splitting one for each. Needs the extra `bench`.
 
-Last known output, four cores shared with many other processes, one thread for NumPy; in a batch of 64, iterations of
-all observations together:
+Last known output, two of four busy cores, one thread for NumPy; in a batch of 64, iterations of all observations
+together:
 
-      64^2  pyproximal                      1855.2    1.0x       4.361
-      64^2  full splitting                  2537.5    1.4x       1.089
-      64^2  full splitting, batch           5825.4    3.1x       3.151
-     256^2  pyproximal                        49.2    1.0x        28.6
-     256^2  full splitting                    99.2    2.0x       58.37
-     256^2  full splitting, batch            221.7    4.5x       76.75
+      64^2  pyproximal                      2081.0    1.0x       4.361
+      64^2  full splitting                  3372.9    1.6x       1.089
+      64^2  full splitting, batch           7733.5    3.7x       3.151
+     256^2  pyproximal                        65.2    1.0x        28.6
+     256^2  full splitting                   102.2    1.6x       58.37
+     256^2  full splitting, batch            353.4    5.4x       76.75
 """
 
 import argparse

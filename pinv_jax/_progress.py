@@ -1,4 +1,4 @@
-"""Progress that the host shows between chunks of work: `Meter`, and `fit_progress` for `learn.fit`."""
+"""Progress that the host shows between chunks of work: `Meter`, `fit_progress` and `solve_progress`."""
 
 import sys
 import time
@@ -95,6 +95,25 @@ def fit_progress(stream: Any = "stderr", interval: float | int | None = None) ->
             meter = Meter(stage, total, stream, interval)
         meter.update(done, loss=loss)
         if done >= total:
+            meter.close()
+            meter = None
+
+    return progress
+
+
+def solve_progress(
+    label: str = "solve", stream: Any = "stderr", interval: float | int | None = None
+) -> Callable[..., None]:
+    """A callable `progress(done, live, total)` for `solve_batch` and `solve_stream`: a `Meter`; arguments as there."""
+    meter: Meter | None = None
+
+    def progress(done: int, live: int, total: int | None) -> None:
+        nonlocal meter
+        if meter is None:
+            meter = Meter(label, done + live if total is None else total, stream, interval)
+        meter.total = max(meter.total, done + live)  # of a stream whose end is not known
+        meter.update(done, live=live)
+        if done == total:
             meter.close()
             meter = None
 

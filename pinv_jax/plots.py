@@ -1,4 +1,4 @@
-"""Figures: `reconstructions`, `image_grid`, `residual_against_step`, `success_against_tolerance`, `jacobian_spectrum`.
+"""Figures: `reconstructions`, `residual_against_step`, `jacobian_spectrum`, `credible_bands`, `coverage` and others.
 
 Every function returns a `matplotlib.figure.Figure` and neither shows nor saves it: `figure.savefig("a.png", dpi=200)`.
 Figures are one column (3.5 inches) wide, and lines differ in dash as well as in colour.
@@ -310,5 +310,73 @@ def jacobian_spectrum(singular_values: ArrayLike, noise_level: float, *, unit: s
     axes.set_title(f"{above} of {len(number)} directions stand above the noise", fontsize=8)
     axes.xaxis.get_major_locator().set_params(integer=True)
     _finish(axes, "index", f"singular value ({unit})")
+    _legend(figure, axes)
+    return figure
+
+
+def credible_bands(
+    truths: ArrayLike,
+    bands: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    level: float,
+    num: int = 3,
+    xlabel: str = "grid point",
+    unknown: str = "unknown x",
+) -> Any:
+    """The first examples: the truth, and the intervals that should hold it with probability `level`, point by point.
+
+    Args:
+        truths: curves, shape `(n, m)`.
+        bands: lower and upper ends by name, each shaped like `truths`.
+        level: of the intervals, between zero and one.
+        num: how many examples are drawn.
+        xlabel: label with unit of the horizontal axis.
+        unknown: label with unit of `x`.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if the truths are no curves, or a band has another shape.
+    """
+    truth = np.asarray(truths)
+    ends = {name: tuple(np.asarray(end) for end in band) for name, band in bands.items()}
+    if truth.ndim != 2 or any(end.shape != truth.shape for band in ends.values() for end in band):
+        shapes = [end.shape for band in ends.values() for end in band]
+        raise ValueError(f"truths {truth.shape}, ends of bands {shapes}: expected (n, size) for all of them.")
+    num = min(num, len(truth))
+    figure, axes = _figure(2.2, ncols=num, sharey=True, squeeze=False)
+    for column, panel in enumerate(axes[0]):
+        for index, (name, (lower, upper)) in enumerate(ends.items()):
+            label, colour = f"{name}, {100 * level:.3g} %", _style(index)["color"]
+            points = np.arange(truth.shape[1])
+            panel.fill_between(points, lower[column], upper[column], color=colour, alpha=0.2, linewidth=0, label=label)
+            for end in (lower, upper):
+                panel.plot(points, end[column], **_style(index) | {"linewidth": 0.7})
+        panel.plot(truth[column], color="black", linewidth=1.2, label="truth")
+        _finish(panel, xlabel if column == num // 2 else "", unknown if column == 0 else "")
+    _legend(figure, axes[0, 0])
+    return figure
+
+
+def coverage(levels: Sequence[float] | ArrayLike, covered: Mapping[str, Sequence[float] | ArrayLike]) -> Any:
+    """How often intervals hold the truth, against how often they say so; calibrated ones lie on the diagonal.
+
+    Args:
+        levels: of the intervals, between zero and one, shape `(k,)`.
+        covered: the share of truths inside, shape `(k,)`, by name.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+    """
+    nominal = 100 * np.asarray(levels)
+    figure, axes = _figure(3.2)
+    axes.plot([0, 100], [0, 100], color="0.6", linewidth=0.8, label="calibrated")
+    for index, (name, shares) in enumerate(covered.items()):
+        axes.plot(nominal, 100 * np.asarray(shares), marker="o", markersize=3, label=name, **_style(index))
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    axes.set_aspect("equal")
+    _finish(axes, "level of the intervals (%)", "truths inside (%)")
     _legend(figure, axes)
     return figure

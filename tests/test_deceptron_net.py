@@ -61,6 +61,7 @@ def test_one_step_is_the_formula():
     np.testing.assert_allclose(jax.jit(lambda y: net(y))(y), composed, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_training_moves_the_gains_and_the_corrector_and_nothing_else():
     before = network()
     after, history = trained()
@@ -144,6 +145,7 @@ def test_coarse_to_fine_is_one_net_after_the_other():
     assert both.out_structure().shape == SHAPE
 
 
+@pytest.mark.slow
 def test_learned_ista_learns():
     net = learn.LearnedISTA(maps.blurring_camera(SHAPE, 1.0, window=5), num_atoms=6, window=3, key=jax.random.key(5))
     ys, xs = pairs()

@@ -52,7 +52,9 @@ DATA = jnp.asarray(CASE["data"])
 # Schedules ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(
+    "name", ["cosine", *(pytest.param(name, marks=pytest.mark.slow) for name in SCHEDULES if name != "cosine")]
+)
 def test_schedules_lead_from_noise_to_data(name):
     schedule = SCHEDULES[name]
     times = schedule.times(50)
@@ -177,14 +179,12 @@ def test_the_flow_and_ddim_go_to_the_same_image(prior):
 def test_the_flow_on_continuous_schedules_and_with_step_size_control(prior):
     import diffrax
 
-    for name in ("continuous linear", "continuous cosine"):
-        continuous = diffusion.gaussian_prior(
-            jnp.asarray(CASE["mean"]), jnp.asarray(CASE["covariance"]), SCHEDULES[name]
-        )
-        draw = jax.jit(jax.vmap(lambda k, p=continuous: diffusion.sample(p, diffusion.ProbabilityFlow(100), key=k)))
-        x = draw(jax.random.split(key(), 4000))
-        np.testing.assert_allclose(jnp.mean(x, axis=0), CASE["mean"], atol=0.1)
-        np.testing.assert_allclose(jnp.cov(x.T), CASE["covariance"], atol=0.2)
+    mean, covariance = jnp.asarray(CASE["mean"]), jnp.asarray(CASE["covariance"])
+    continuous = diffusion.gaussian_prior(mean, covariance, SCHEDULES["continuous cosine"])
+    draw = jax.jit(jax.vmap(lambda k: diffusion.sample(continuous, diffusion.ProbabilityFlow(100), key=k)))
+    x = draw(jax.random.split(key(), 4000))
+    np.testing.assert_allclose(jnp.mean(x, axis=0), mean, atol=0.1)
+    np.testing.assert_allclose(jnp.cov(x.T), covariance, atol=0.2)
     controlled = diffusion.ProbabilityFlow(20, controller=diffrax.PIDController(rtol=1e-5, atol=1e-5))
     x = diffusion.sample(prior, controlled, key=key(1))
     np.testing.assert_allclose(x, diffusion.sample(prior, diffusion.ProbabilityFlow(400), key=key(1)), atol=2e-3)
@@ -220,7 +220,7 @@ def test_a_mixture_is_sampled_with_its_weights():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ["DDIM", "travel"])
 def test_for_linear_maps_nlbp_is_the_guidance_of_ddnm(name, prior, f):
     sampler = SAMPLERS[name]
     ours = diffusion.sample(prior, sampler, key=key(), guide=diffusion.project_after(f, DATA))
@@ -228,7 +228,9 @@ def test_for_linear_maps_nlbp_is_the_guidance_of_ddnm(name, prior, f):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), pytest.param("float64", 1e-10, marks=pytest.mark.slow)]
+)
 def test_the_image_meets_the_observation(dtype, tolerance, prior, curved):
     prior, f = cast(prior, dtype), cast(curved, dtype)
     prior = diffusion.Prior(prior.network, prior.schedule, shape=prior.shape, prediction="x0")
@@ -293,6 +295,7 @@ def test_several_constraints_are_met_in_turn(prior, f):
     np.testing.assert_allclose(f(once)[1:], DATA[1:], atol=1e-10)
 
 
+@pytest.mark.slow
 def test_pigdm_is_the_posterior_where_it_is_exact(f):
     """A normal prior with the same variance in all directions, and a linear observation, with and without noise."""
     mean, std, noise_std = jnp.asarray(CASE["mean"]), 0.7, 0.3
@@ -309,6 +312,7 @@ def test_pigdm_is_the_posterior_where_it_is_exact(f):
     np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_dps_takes_the_published_step(prior, f):
     """One step of the chain is the step without guidance, less the gradient of the norm."""
     scale, visits = 0.3, [400.0, 300.0]
@@ -328,20 +332,16 @@ def test_dps_takes_the_published_step(prior, f):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["DPS", "PiGDM", "noisy"])
-def test_baselines_come_near_the_observation(name, prior, f):
-    guide = {
-        "DPS": diffusion.DPS(f, DATA, 0.02),
-        "PiGDM": diffusion.PiGDM(f, DATA),
-        "noisy": diffusion.ProjectNoisy(f, DATA),
-    }[name]
+def test_baselines_come_near_the_observation(prior, f):
+    guides = [None, diffusion.DPS(f, DATA, 0.02), diffusion.PiGDM(f, DATA), diffusion.ProjectNoisy(f, DATA)]
     keys = jax.random.split(key(), 16)
 
     def missed(guide):
         draw = jax.jit(jax.vmap(lambda k: diffusion.sample(prior, DDIM(100), key=k, guide=guide)))
         return float(jnp.sqrt(jnp.mean((jax.vmap(f)(draw(keys)) - DATA[None]) ** 2)))
 
-    assert missed(guide) < 0.3 * missed(None)
+    free, *guided = map(missed, guides)
+    assert max(guided) < 0.3 * free
 
 
 # Samples --------------------------------------------------------------------------------------------------------------

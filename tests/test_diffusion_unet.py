@@ -153,3 +153,18 @@ def _descent(rate):
     import optax
 
     return optax.sgd(rate)
+
+
+@pytest.mark.slow
+def test_a_tiled_prior_is_the_prior_where_pixels_are_independent():
+    """And an average of what the squares say elsewhere."""
+    schedule = diffusion.LinearSchedule()
+    flat = diffusion.gaussian_prior(jnp.full((1, 4, 4), 0.3), jnp.full((1, 4, 4), 0.2), schedule)
+    large = diffusion.gaussian_prior(jnp.full((1, 7, 10), 0.3), jnp.full((1, 7, 10), 0.2), schedule)
+    x, t = jax.random.normal(key(), (1, 7, 10)), jnp.asarray(300.0)
+    np.testing.assert_allclose(diffusion.tiled(flat, (1, 7, 10)).denoise(x, t), large.denoise(x, t), rtol=0, atol=1e-12)
+    same = diffusion.tiled(flat, (1, 4, 4))
+    np.testing.assert_allclose(same.denoise(x[:, :4, :4], t), flat.denoise(x[:, :4, :4], t), atol=1e-12)
+    for shape, overlap in (((1, 3, 4), 0.5), ((2, 8, 8), 0.5), ((1, 8, 8), 1.0)):
+        with pytest.raises(ValueError, match="tiled"):
+            diffusion.tiled(flat, shape, overlap=overlap)

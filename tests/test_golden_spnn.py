@@ -70,6 +70,7 @@ def test_the_published_implementation_to_nine_digits(mixing):
         np.testing.assert_allclose(value, golden[name], rtol=0, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_torch_file_is_the_same_network():
     golden = np.load(DATA / "spnn_8x8_cayley.npz")
     f = loaded(DATA / "spnn_8x8_cayley.pth", "cayley", dtype=jnp.float32)
@@ -80,6 +81,7 @@ def test_the_torch_file_is_the_same_network():
         np.testing.assert_allclose(value, golden[name], rtol=0, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_our_back_projection_differs_by_the_eps_of_the_mixers_alone():
     source = DATA / "spnn_8x8_cayley.npz"
     golden = np.load(source)

@@ -13,6 +13,7 @@ LEVELS = {
     "_solution": 0,
     "_store": 0,
     "_progress": 0,
+    "_mesh": 0,
     "_problem": 1,
     "diagnostics": 1,
     "pde": 2,

@@ -211,6 +211,7 @@ def test_a_gate_stays_open():
     np.testing.assert_array_equal(history["only"].weights["c"], [0, 1, 1, 1])
 
 
+@pytest.mark.slow
 def test_an_ablation_sees_the_same_examples_and_probes():
     terms = {"rec": Term(learn.reconstruction), "jcp": Term(learn.jcp, 0.5), "cyc": Term(learn.cycle, 0.0)}
     full = stage(terms)

@@ -77,6 +77,7 @@ def test_the_stand_in_beats_the_ridge_regression(stand_in):
     assert stand_in.history.loss.shape == (1200,)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_nlbp_on_fresh_examples(stand_in):
     xs, ys = examples(250, seed=11)  # as many as were held out, so that nothing compiles again
     errors = learn.imitation_errors(stand_in.model, simulator, xs)
@@ -93,6 +94,7 @@ def test_errors_are_those_of_nlbp_on_fresh_examples(stand_in):
     assert without.before is None
 
 
+@pytest.mark.slow
 def test_gauss_newton_finishes_on_the_simulator_itself(stand_in):
     xs, ys = examples(8, seed=12)
     data = jnp.roll(ys, 1, axis=0)
@@ -126,6 +128,7 @@ def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not(stand_in, tmp
     assert seen[0][1] > 600
 
 
+@pytest.mark.slow
 def test_the_ridge_network_starts_as_the_best_ridge_regression():
     xs, ys = examples(300)
     fresh_xs, fresh_ys = examples(500, seed=4)

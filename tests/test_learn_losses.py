@@ -83,6 +83,7 @@ def test_normal_equation_target_teaches_damped_gauss_newton():
     np.testing.assert_allclose(minimiser(loss, model, 50), damped, atol=1e-9)  # exact: the loss vanishes there
 
 
+@pytest.mark.slow
 def test_gradient_stops_at_the_forward_map_where_it_should():
     model, x, y = mlp_pair(), jnp.ones(D), jnp.ones(M)
 

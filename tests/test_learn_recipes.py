@@ -97,6 +97,7 @@ def test_penalty_lowers_the_composition_defect_against_its_ablation():
     assert defects[0] < defects[1]
 
 
+@pytest.mark.slow
 def test_the_penalty_can_be_that_of_the_data_metric():
     train, validation = dataset(256, 2), dataset(64, 3)
     metric = diagnostics.DataMetric.from_samples(train[0], 0.1)
@@ -187,6 +188,7 @@ def test_ramp_matches_the_printed_schedule_and_waits_for_the_fit():
         assert bool(ramp.opens(model, (xs, ys), jnp.asarray(epoch))) is expected
 
 
+@pytest.mark.slow
 def test_joint_recipe_trains_both_maps_and_its_weights_follow_the_ramp():
     train, validation = dataset(256, 2), dataset(64, 3)
     noisy = (train[0], train[1] + 0.1 * jax.random.normal(KEY, train[1].shape))

@@ -182,6 +182,7 @@ def test_the_papers_first_stage_leaves_the_sections_bit_identical(natural):
     assert list(history.terms) == ["natural"]
 
 
+@pytest.mark.slow
 def test_the_natural_loss_alone_ends_at_the_constant_section(natural):
     _, one, two, history = natural
     xs = inputs(100, 9)

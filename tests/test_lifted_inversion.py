@@ -222,6 +222,7 @@ def linear_network(dtype=jnp.float64):
     return LiftedNetwork(layers, jax.ShapeDtypeStruct((5,), dtype)), first, second
 
 
+@pytest.mark.slow
 def test_two_linear_layers_against_a_linear_solve():
     network, a, b = linear_network()
     data, alpha = jnp.linspace(-1, 1, 6), 0.3

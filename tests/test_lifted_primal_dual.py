@@ -345,6 +345,7 @@ def test_a_batch_equals_a_loop_and_one_nan_spoils_only_itself(method):
     assert not bool(spoiled.success[2])
 
 
+@pytest.mark.slow
 @each_main_method
 def test_plain_vmap_over_data_and_alpha_float32_and_no_second_trace(method):
     case, data, x0 = batch(jnp.float32)

@@ -98,6 +98,7 @@ def test_no_block_step_raises_the_energy(classifier, penalty):
     assert values[-1] < 0.9 * values[0]
 
 
+@pytest.mark.slow
 def test_small_nudges_give_the_gradients_of_back_propagation():
     """With the loss weighted by a small number and states that minimise, lifted gradients tend to its."""
     network = lifted.wrap(mlp(activation=jnp.tanh))
@@ -196,6 +197,7 @@ def test_weights_by_an_optimiser(plain, pairs):
     assert found["lifted"].loss[-1] < 0.3 * found["lifted"].loss[0]
 
 
+@pytest.mark.slow
 def test_implicit_gradient_trains_resumes_and_hands_the_network_back(pairs, tmp_path):
     model = mlp()
     network = lifted.wrap(model)

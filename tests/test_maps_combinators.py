@@ -178,6 +178,7 @@ def test_heads_on_an_invertible_network_are_met_together():
     np.testing.assert_allclose(x, back(psi, np.linalg.pinv(np.concatenate([a, b])) @ y)[0], atol=1e-11)
 
 
+@pytest.mark.slow
 def test_parallel_heads_are_met_together_whatever_their_bends():
     heads = [
         maps.SurjectiveChain([maps.LinearSurjection(matrix(2, 4, F64)), maps.CubicSine((2,))]),

@@ -144,6 +144,7 @@ def test_one_compilation_for_all_parameters_and_values():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_bfloat16_runs_and_loses_what_the_docstring_says():
     f = coupling((16, 8, 8), 6, jnp.bfloat16)
     y = draws(f.out_structure(), 20)

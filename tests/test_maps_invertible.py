@@ -179,6 +179,7 @@ def test_the_formula_for_linear_maps_does_not_meet_the_data():
     assert float(jnp.median(jnp.linalg.norm(got.naive - y, axis=1) / jnp.linalg.norm(y, axis=1))) > 0.05
 
 
+@pytest.mark.slow
 def test_the_natural_inverse_of_a_centred_network_is_that_of_the_linear_map():
     """Without centring it is another one, by tens of per cent; `psi^-1 P^+` then takes f(0) away from 0."""
     *_, got = measured(jnp.float64)
@@ -195,6 +196,7 @@ def at_origin(f, y):
     return f(jnp.zeros(12)), f(f.pinv(y))
 
 
+@pytest.mark.slow
 def test_centring_works_on_surjections_and_follows_the_parameters():
     psi, linear = projected(jnp.float64, centred=False).layers
     f, moved = (
@@ -333,6 +335,7 @@ def test_derivatives_of_the_inverse_are_implicit():
     np.testing.assert_allclose(second, (gradient(y + 1e-5 * v) - gradient(y - 1e-5 * v)) / 2e-5, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_inverses_of_a_batch_do_not_touch_each_other():
     """A slow lane, and one NaN, leave the others as they are alone; NaN in one entry is NaN, and ends."""
     block = residual_block((2, 3, 2), lipschitz=0.99)

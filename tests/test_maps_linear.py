@@ -118,6 +118,7 @@ def test_lsmr_on_nothing_and_on_nan():
     np.testing.assert_array_equal(lsmr_pinv(nothing, jnp.ones(3)), jnp.zeros(5))
 
 
+@pytest.mark.slow
 def test_lsmr_differentiates_in_both_modes_and_batches():
     a = spectrum(6, 9, 5, 4)
     f, expected = maps.LinearMap(a, method="lsmr"), np.linalg.pinv(a, rcond=1e-10)

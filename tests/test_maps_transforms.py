@@ -72,6 +72,7 @@ def derivatives(rest, primals, tangents, weights):
     return forward, backward, jax.tree.map(lambda a: (a[1] - a[0]) / 2e-6, ends)
 
 
+@pytest.mark.slow
 @MODELS
 def test_gradients_flow_through_split_merge_pinv_and_back_projection(model):
     f = model(jnp.float64)
@@ -103,6 +104,7 @@ def test_gradients_flow_through_split_merge_pinv_and_back_projection(model):
 # Compilations ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @MODELS
 def test_one_trace_for_other_parameters_and_for_any_batch(model):
     traces = []
@@ -137,6 +139,7 @@ def misses(f, x, y, dtype):
     return jax.vmap(lambda x, y: (f(f.pinv(y)), f(solvers.nlbp(f, x, y)), f.merge(*f.split(x))))(x, y)
 
 
+@pytest.mark.slow
 @MODELS
 @pytest.mark.parametrize(
     ("dtype", "bounds"), [(jnp.bfloat16, (2e-3, 5e-2)), (jnp.float32, (1e-8, 5e-6)), (jnp.float64, (0, 1e-13))], ids=str

@@ -138,6 +138,7 @@ def test_derivatives(example):
     np.testing.assert_allclose(backward, differences, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_derivatives_with_respect_to_permeability_and_source():
     k, source = jnp.exp(0.5 * draw(jnp.zeros((5, 5)))), draw(jnp.zeros((5, 5)), 1)
     w = draw(jnp.zeros((5, 5)), 2)
@@ -216,6 +217,7 @@ def test_bad_input_is_refused():
 # The transient problem ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_limit_of_long_times_is_the_pressure_at_rest():
     """In value and both derivative products; within twenty steps far longer than the grid's fast time scales."""
     steady, transient = pde.Darcy2D(8, 6), pde.TransientDarcy2D(8, 6, 20.0, 20)
@@ -245,6 +247,7 @@ def test_transient_pressure_against_the_matrix_exponential():
     np.testing.assert_allclose(np.log2(np.array(errors[:-1]) / np.array(errors[1:])), 2.0, atol=0.25)
 
 
+@pytest.mark.slow
 def test_storage_has_a_derivative():
     f = pde.TransientDarcy2D(5, 4, 0.1, 4, storage=2.0)
     x, w = draw(f.in_structure()), draw(f.out_structure(), 1)

@@ -125,6 +125,20 @@ def test_bad_input_to_reconstructions():
         plots.reconstructions(np.ones((2, 5)), {"a": np.ones((2, 4))}, np.ones((2, 5)))
 
 
+def test_bands_and_their_coverage(tmp_path):
+    truth = np.sin(np.arange(20.0).reshape(4, 5))
+    figure = plots.credible_bands(truth, {"samples": (truth - 0.2, truth + 0.1)}, level=0.9, num=3)
+    assert len(figure.axes) == 3
+    assert np.allclose(lines(figure)["truth"].get_ydata(), truth[0])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["samples, 90 %", "truth"]
+    check_rendered(figure, tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"truths \(4, 5\), ends of bands \[\(4, 5\), \(5,\)\]"):
+        plots.credible_bands(truth, {"samples": (truth, truth[0])}, level=0.9)
+    figure = plots.coverage([0.5, 0.9], {"a": [0.4, 0.8], "b": jnp.array([0.5, 0.9])})
+    assert np.allclose(lines(figure)["a"].get_data(), [[50, 90], [40, 80]])
+    check_rendered(figure, tmp_path / "b.png")
+
+
 def test_a_missing_matplotlib_is_named_with_its_cure(monkeypatch):
     real = builtins.__import__
 

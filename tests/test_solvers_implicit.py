@@ -89,25 +89,24 @@ def assert_close(found, expected, rtol):
         assert jnp.linalg.norm(a - b) <= rtol * jnp.linalg.norm(b)
 
 
-@pytest.mark.parametrize(
-    "name", ["over-determined", *(pytest.param(n, marks=pytest.mark.slow) for n in list(PROBLEMS)[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["over-determined", "under-determined"])
 def test_reverse_mode_against_differences(name):
     assert_close(jacobian(name, adjoint="implicit"), differences(name), 1e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_forward_mode_and_the_derivative_of_the_steps(name):
-    found = jacobian(name, jax.jacfwd, adjoint="implicit")
-    assert_close(found, jacobian(name, adjoint="checkpointed"), 1e-6)
-    assert_close(found, jacobian(name, policy="unrolled"), 1e-6)
+def test_forward_mode_and_the_derivative_of_the_steps():
+    found = jacobian("rank deficient", jax.jacfwd, adjoint="implicit")
+    assert_close(found, differences("rank deficient"), 1e-6)
+    assert_close(found, jacobian("rank deficient", adjoint="checkpointed"), 1e-6)
 
 
 @pytest.mark.slow
 def test_gauss_newton_is_exact_only_without_a_residual():
-    exact = jacobian("under-determined", adjoint="implicit")
-    assert_close(jacobian("under-determined", policy="nan", hessian="gauss-newton"), exact, 1e-9)
+    assert_close(
+        jacobian("under-determined", policy="nan", hessian="gauss-newton"), differences("under-determined"), 1e-6
+    )
     approximate, _ = jacobian("over-determined", policy="nan", hessian="gauss-newton")
     in_data, _ = differences("over-determined")
     assert jnp.linalg.norm(approximate - in_data) > 0.1 * jnp.linalg.norm(in_data)
@@ -153,11 +152,9 @@ def test_every_part_of_a_problem_and_variables_at_bounds():
     sol = bounded(values, "forward")
     np.testing.assert_array_equal(sol.value[:2], [0.6, 0.5])  # both held
     step = 1e-5
-    ahead, behind = (
-        outcome(jax.tree.map(lambda v, d: v + sign * step * d, values, direction), "forward") for sign in (1, -1)
-    )
+    moved = lambda h: outcome(jax.tree.map(lambda v, d: v + h * d, values, direction), "forward")
     _, tangent = jax.jvp(lambda v: outcome(v, "implicit"), (values,), (direction,))
-    np.testing.assert_allclose(tangent, (ahead - behind) / (2 * step), rtol=1e-6)
+    np.testing.assert_allclose(tangent, (moved(step) - moved(-step)) / (2 * step), rtol=1e-6)
     pulled = jax.grad(lambda v: outcome(v, "implicit"))(values)
     dot = sum(jnp.sum(a * b) for a, b in zip(pulled, direction, strict=True))
     np.testing.assert_allclose(dot, tangent, rtol=1e-9)
@@ -237,7 +234,6 @@ def test_a_solve_that_ran_out_of_steps_has_no_gradient():
 
     slope = lambda policy, steps: jax.grad(lambda w: total(w, policy, steps))(1.0)
     assert jnp.isnan(slope("nan", 2))
-    assert slope("zero", 2) == 0.0
     exact = 4 * 1.2 / (1 + 0.6)
     np.testing.assert_allclose(slope("nan", 3000), exact, rtol=1e-3)
 
@@ -270,6 +266,7 @@ def spectrum(values, dtype, seed=0):
     return jnp.asarray((q * np.asarray(values)) @ q.T, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_pseudo_solve_is_the_pseudo_inverse(dtype):
     """Of a singular matrix, for a right-hand side outside its range."""
@@ -277,15 +274,17 @@ def test_pseudo_solve_is_the_pseudo_inverse(dtype):
     h = spectrum([*np.geomspace(1, 1e-2, 8), 0, 0, 0, 0], dtype)
     b = jnp.asarray(np.random.default_rng(1).normal(size=12), dtype)
     options = {"max_steps": 20, "rtol": eps ** (2 / 3), "rcond": 100 * eps}
-    x, solved, largest = jax.jit(lambda b: pseudo_solve(lambda v: h @ v, b, **options))(b)
+    x, doubt, solved = jax.jit(lambda b: pseudo_solve(lambda v: h @ v, b, **options))(b)
     assert solved
-    np.testing.assert_allclose(largest, 1.0, rtol=1e3 * eps)
+    assert eps < doubt < 1e3 * eps
     np.testing.assert_allclose(x, np.linalg.pinv(np.asarray(h), rcond=1e-4) @ np.asarray(b), rtol=0, atol=1e5 * eps)
-    *_, few = pseudo_solve(lambda v: h @ v, b, **options | {"max_steps": 3})[:2]
-    assert not few
-    assert not pseudo_solve(lambda v: h @ v - v / 2, b, **options)[1]  # no minimum
+    *_, doubt, _ = pseudo_solve(lambda v: h @ v + 3 * eps * v, b, **options | {"rcond": 0.0})
+    assert doubt > 0.3  # curvature that may be rounding
+    assert not pseudo_solve(lambda v: h @ v, b, **options | {"max_steps": 3})[-1]
+    assert not pseudo_solve(lambda v: h @ v - v / 2, b, **options)[-1]  # no minimum
 
 
+@pytest.mark.slow
 def test_a_preconditioner_saves_steps():
     h = spectrum(np.geomspace(1, 1e-4, 30), jnp.float64)
     b = jnp.ones(30)
@@ -319,7 +318,10 @@ def refused(solver=None, project=None, wrt="data", **options):
 
 
 ERRORS = {
-    "projection": ({"project": solvers.Ball(1.0)}, r"knows one projection, `solvers.Box\(lower, upper\)`, and got Ball"),
+    "projection": (
+        {"project": solvers.Ball(1.0)},
+        r"knows one projection, `solvers.Box\(lower, upper\)`, and got Ball",
+    ),
     "solver": ({"solver": solvers.MinimumNorm()}, "MinimumNorm returns another point. Use adjoint='checkpointed'"),
     "budget": ({"max_steps": 0}, "max_steps=0; expected at least one"),
     "start": ({"wrt": "x0"}, "no derivative in x0 or in the solver"),

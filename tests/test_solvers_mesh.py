@@ -49,13 +49,10 @@ def described(sol):
 
 found = {}
 x0 = jnp.zeros((96, 3))
-for count in (1, 8):
-    mesh = jax.make_mesh((count,), ("lanes",), devices=jax.devices()[:count])
-    for name, options in MODES.items():
-        sol = pj.solve_batch(problem, solver, x0, mesh=mesh, **options, **settings)
-        found[f"{name} {count}"] = described(sol)
-    found[f"fit {count}"] = fit(mesh)
-found["fit"] = fit(None)
+mesh = jax.make_mesh((8,), ("lanes",))
+for name, options in MODES.items():
+    found[name] = described(pj.solve_batch(problem, solver, x0, mesh=mesh, **options, **settings))
+found["fit 8"], found["fit 1"] = fit(mesh), fit(None)
 found["alone"] = described(pj.solve_batch(problem, solver, x0, mode="masked", **settings))
 mesh = jax.make_mesh((2, 4), ("a", "b"))
 found["two axes"] = described(pj.solve_batch(problem, solver, x0, mesh=mesh, **MODES["streaming"], **settings))
@@ -82,27 +79,25 @@ json.dump(found, open(sys.argv[1], "w"))
 
 def started(script, *arguments, num_devices):
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", COMMON + script, *map(str, arguments)]
+    command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.Popen(command, env=os.environ | flags, stderr=subprocess.PIPE, text=True)
 
 
-def finished(process):
-    message = process.communicate()[1]
-    assert process.returncode == 0, message[-3000:]
+def finished(*processes):
+    messages = [process.communicate()[1] for process in processes]
+    for process, message in zip(processes, messages, strict=True):
+        assert process.returncode == 0, message[-3000:]
 
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
     path = tmp_path_factory.mktemp("mesh") / "found.json"
-    finished(started(DEVICES, path, num_devices=8))
+    finished(started(COMMON + DEVICES, path, num_devices=8))
     return json.loads(path.read_text())
 
 
-NAMES = [f"{mode} {count}" for mode in ("masked", "compacting", "streaming") for count in (1, 8)]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*NAMES, "two axes", "jit"])
+@pytest.mark.parametrize("name", ["masked", "compacting", "streaming", "two axes", "jit"])
 def test_eight_devices_find_what_one_finds(eight, name):
     found, expected = eight[name], eight["alone"]
     np.testing.assert_allclose(found["value"], expected["value"], atol=1e-10, rtol=0)
@@ -112,20 +107,16 @@ def test_eight_devices_find_what_one_finds(eight, name):
 
 @pytest.mark.slow
 def test_each_device_retires_its_own_lanes_and_tells_the_others_nothing(eight):
-    assert eight["alone"]["useful"] < 0.5
-    assert eight["streaming 8"]["useful"] > eight["alone"]["useful"] + 0.1
-    assert (
-        eight["masked 8"]["useful"] > eight["masked 1"]["useful"]
-    )  # a device does not wait for the slowest of another
+    assert eight["masked"]["useful"] > eight["alone"]["useful"] + 0.05  # no device waits for the slowest of another
+    assert eight["streaming"]["useful"] > eight["alone"]["useful"] + 0.1
     assert eight["collectives"] == []
 
 
 @pytest.mark.slow
 def test_training_on_eight_devices_gives_the_same_numbers(eight):
-    for count in (1, 8):
-        for found, expected in zip(eight[f"fit {count}"], eight["fit"], strict=True):
-            for a, b in zip(found, expected, strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    for found, expected in zip(eight["fit 8"], eight["fit 1"], strict=True):
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -139,10 +130,15 @@ def test_what_does_not_divide_is_said(eight):
             assert word in eight["errors"][name]
 
 
-PROCESSES = """
+JOIN = """
+import sys
+import jax
 address, rank, folder, job = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 if address != "alone":
     jax.distributed.initialize(address, 2, rank, initialization_timeout=100)
+"""
+
+PROCESSES = """
 mesh = jax.make_mesh((jax.device_count(),), ("lanes",))
 from jax.experimental import multihost_utils
 
@@ -151,8 +147,8 @@ def whole(array):
 
 if job == "solve":
     found = {}
-    for name, options in MODES.items():
-        sol = pj.solve_batch(problem, solver, jnp.zeros((96, 3)), mesh=mesh, **options, **settings)
+    for name in ("masked", "streaming"):
+        sol = pj.solve_batch(problem, solver, jnp.zeros((96, 3)), mesh=mesh, **MODES[name], **settings)
         found[name] = {"value": whole(sol.value), "steps": whole(sol.stats.num_steps)}
     found["fit"] = fit(mesh, checkpoint=folder + "/fit")
     if rank == 0:
@@ -173,16 +169,15 @@ def two_processes(folder, job):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    return [started(PROCESSES, address, rank, folder, job, num_devices=2) for rank in range(2)]
+    return [started(JOIN + COMMON + PROCESSES, address, rank, folder, job, num_devices=2) for rank in range(2)]
 
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path):
-    for process in two_processes(tmp_path, "solve"):
-        finished(process)
-    finished(started(PROCESSES, "alone", 0, tmp_path, "solve", num_devices=4))
+    finished(*two_processes(tmp_path, "solve"))
+    finished(started(JOIN + COMMON + PROCESSES, "alone", 0, tmp_path, "solve", num_devices=4))
     found, expected = (json.loads((tmp_path / f"{alone}.json").read_text()) for alone in (False, True))
-    for mode in ("masked", "compacting", "streaming"):
+    for mode in ("masked", "streaming"):
         np.testing.assert_allclose(found[mode]["value"], expected[mode]["value"], atol=1e-12, rtol=0)
         assert found[mode]["steps"] == expected[mode]["steps"]
     np.testing.assert_allclose(found["fit"][1], expected["fit"][1], rtol=1e-10)
@@ -190,8 +185,7 @@ def test_two_processes_agree_with_one(tmp_path):
 
 @pytest.mark.slow
 def test_processes_that_differ_are_told(tmp_path):
-    for process in two_processes(tmp_path, "mismatch"):
-        finished(process)
+    finished(*two_processes(tmp_path, "mismatch"))
     for rank in range(2):
         assert "processes [1] passed other arrays" in (tmp_path / f"{rank}.txt").read_text()
 
@@ -209,11 +203,10 @@ def test_a_job_whose_worker_was_killed_starts_again_where_it_was(tmp_path):
     for process in (first, second):
         process.communicate()
     assert 0 < solvers.read_stream(tmp_path / "out").num < 96
-    for process in two_processes(tmp_path, "stream"):
-        finished(process)
+    finished(*two_processes(tmp_path, "stream"))
     found = solvers.read_stream(tmp_path / "out")
     (tmp_path / "alone").mkdir()
-    finished(started(PROCESSES, "alone", 0, tmp_path / "alone", "stream", num_devices=4))
+    finished(started(JOIN + COMMON + PROCESSES, "alone", 0, tmp_path / "alone", "stream", num_devices=4))
     expected = solvers.read_stream(tmp_path / "alone" / "out")
     assert found.num == expected.num == 96
     np.testing.assert_array_equal(found.value, expected.value)

@@ -316,7 +316,7 @@ def test_a_batch_is_its_single_solves_traced_once(name):
     for index, single in ((2, one), (5, two)):
         np.testing.assert_allclose(batch.value[index], single.value, atol=1e-10)
         for count, number in vars(single.stats).items():
-            if count.startswith("num"):
+            if count.startswith("num") and count != "num_idle":
                 assert int(getattr(batch.stats, count)[index]) == int(number), count
 
 
@@ -389,6 +389,7 @@ def test_a_tolerance_below_rounding_ends_as_stationary():
     assert jnp.max(sol.stats.residual_rms) <= 1e-12
 
 
+@pytest.mark.slow
 def test_nlbp_of_boxes_derives_them_from_each_observation():
     f, (xs, ys) = MODELS["random section"](jnp.float64), draws(jnp.float64)
     data = jnp.clip(jnp.round(ys[:50], 1), -0.5, 0.5)
@@ -468,6 +469,7 @@ def test_it_agrees_with_scipy(max_cg_steps):
         assert jnp.max(sol.stats.num_steps) <= 25
 
 
+@pytest.mark.slow
 def test_from_the_start_as_reference_it_is_nearer_than_back_projection():
     _, f, xs, ys = case("minimum norm")
     sol = solve_batch("minimum norm")

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from pinv_jax import _store
-from pinv_jax._progress import Meter, fit_progress
+from pinv_jax._progress import Meter, fit_progress, solve_progress
 from pinv_jax.maps._base import store
 
 
@@ -99,6 +99,7 @@ def test_permissions_follow_the_umask_and_links_stay_links(tmp_path):
     assert (tmp_path / "real.npz").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+@pytest.mark.slow
 def test_static_text_is_the_same_in_another_process(tmp_path):
     program = (
         "import equinox as eqx, jax, sys\n"
@@ -314,3 +315,17 @@ def test_fit_progress_shows_every_stage():
             progress(stage, done, total, 1.0 / done)
     lines = stream.getvalue().splitlines()
     assert [line.split("  ")[0] for line in lines] == ["surrogate 1/2", "surrogate 2/2", "inverse 1/3", "inverse 3/3"]
+
+
+def test_solve_progress_shows_lanes_and_follows_a_stream_without_an_end():
+    stream = io.StringIO()
+    progress = solve_progress("fits", stream, interval=0)
+    progress(3, 4, 10)
+    progress(10, 0, 10)
+    assert "fits 3/10" in stream.getvalue()
+    assert "live 4" in stream.getvalue()
+    assert "fits 10/10" in stream.getvalue().splitlines()[-1]
+    progress = solve_progress("stream", stream, interval=0)
+    progress(1, 2, None)
+    progress(5, 3, None)
+    assert "stream 5/8" in stream.getvalue().splitlines()[-1]

@@ -51,6 +51,7 @@ def test_the_splits_are_fixed_and_apart(data):
     np.testing.assert_array_equal(again["test"].y, data["test"].y)
 
 
+@pytest.mark.slow
 def test_the_augmented_attributes_are_those_of_the_moved_image():
     parts, threshold = faces.faces(jnp.float64)
     assert {name: len(part.x) for name, part in parts.items()} == {"train": 110, "val": 20, "test": 70}

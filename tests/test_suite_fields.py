@@ -77,6 +77,7 @@ def test_an_inverse_of_a_field_starts_as_the_ridge_regression():
     np.testing.assert_allclose(inverse(y), expected, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_an_inverse_by_components_starts_as_the_ridge_regression():
     found = dataset("darcy2d")
     inverse = _darcy2d.component_inverse(found.train.x, found.train.y, key=jax.random.key(0), num_components=5, width=8)
@@ -89,6 +90,7 @@ def test_an_inverse_by_components_starts_as_the_ridge_regression():
     np.testing.assert_allclose(np.cov(seen), np.eye(5), atol=5e-3)
 
 
+@pytest.mark.slow
 def test_success_may_be_judged_on_the_unknown():
     found = dataset("heat2d")
     row = suite.observed_row(

@@ -56,6 +56,8 @@ def test_quantiles_are_those_of_the_pixels_and_matching_keeps_their_order(images
         np.testing.assert_array_equal(np.argsort(before.ravel()), np.argsort(after.ravel()))
     flat_image = jnp.ones(SHAPE)  # all values equal, and so all quantiles
     np.testing.assert_array_equal(f.merge(*f.split(flat_image)), flat_image)
+    plain = jnp.where(other > 0, 0.5, other)  # a background of one value has several quantiles that are equal
+    np.testing.assert_allclose(f(nlbp(f, x, f(plain))), f(plain), atol=1e-12)
     with pytest.raises(ValueError, match="no more quantiles than the 36 pixels"):
         statistics.Quantiles(SHAPE, 37)
 
@@ -141,6 +143,7 @@ def test_the_denoiser_starts_at_zero_and_knows_the_time():
     assert np.max(np.abs(run(awake, x, jnp.float32(10.0)) - run(awake, x, jnp.float32(900.0)))) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_fields_are_rocks_and_vortices_and_the_map_is_the_equation():
     dtype = jnp.float64
 
@@ -150,7 +153,7 @@ def test_the_fields_are_rocks_and_vortices_and_the_map_is_the_equation():
             jax.vmap(problem.fields(dtype))(jax.random.split(key, 50)) for problem in (science.DARCY, science.VORTICITY)
         ]
         rocks, vortices = draws
-        pressure = pde.darcy_pressure(jnp.exp(1.5 * rocks[0].reshape(16, 16)))
+        pressure = pde.darcy_pressure(jnp.exp(2 * rocks[0].reshape(16, 16)))
         return rocks, vortices, pressure, science.DARCY.forward(dtype)(rocks[0])
 
     rocks, vortices, pressure, data = drawn(jax.random.key(0))
@@ -158,7 +161,7 @@ def test_the_fields_are_rocks_and_vortices_and_the_map_is_the_equation():
     assert np.mean(np.abs(rocks) > 0.9) > 0.5, "two kinds of rock, and little in between"
     np.testing.assert_allclose(jnp.mean(vortices, axis=1), 0, atol=1e-12)
     np.testing.assert_allclose(data, pressure[2::3, 2::3].ravel(), rtol=1e-12)
-    assert science.VORTICITY.forward(dtype).out_structure().shape == (64,)
+    assert science.VORTICITY.forward(dtype).out_structure().shape == (36,)
 
 
 def test_the_normal_prior_has_the_moments_of_the_fields():
@@ -198,27 +201,8 @@ def test_quick_logits_are_met_and_the_judge_agrees(tmp_path):
 
 
 @pytest.mark.slow
-def test_quick_attributes_change_and_stay(tmp_path):
-    table = quick(suite.ATTRIBUTES, tmp_path, "one")["tables"]["one"]
-    changed, kept, worst = (cells(table, column) for column in ("changed %", "kept %", "worst"))
-    assert changed["x itself"] < 50 < changed["NLBP from x"]
-    assert kept["NLBP from x"] > 75
-    assert worst["NLBP from x"] < 1e-5 < worst["DPS from x"]
-
-
-@pytest.mark.slow
 def test_quick_darcy_is_met_within_the_noise(tmp_path):
-    tables = quick(suite.SCIENCE_DARCY, tmp_path)["tables"]
-    misfit, error = cells(tables["fields"], "misfit / noise"), cells(tables["fields"], "error")
-    assert misfit["NLBP on the network, then LM"] <= 1.01 < misfit["prior alone"]
+    table = quick(suite.SCIENCE_DARCY, tmp_path, "fields")["tables"]["fields"]
+    misfit, error = cells(table, "misfit / noise"), cells(table, "error")
+    assert misfit["LM from NLBP, corrected by the equation"] <= 1.01 < misfit["prior alone"]
     assert error["LM with a normal prior"] < error["prior alone"]
-    steps = [row["steps of LM"] for row in tables["pairs"]]
-    assert steps[-1] < steps[0], "a start by pinv saves steps"
-
-
-@pytest.mark.slow
-def test_quick_styles_are_undone(tmp_path):
-    table = quick(suite.STYLE_REVERSAL, tmp_path, "coarse")["tables"]["coarse"]
-    level, worst = cells(table, "PSNR dB"), cells(table, "worst")
-    assert level["NLBP"] > level["stylised image"] + 3
-    assert worst["NLBP"] < 1e-4 < worst["DPS"]

@@ -79,6 +79,7 @@ def test_linear_patches_find_a_linear_map():
     assert rmse(estimate(sensor(coarse)), x) < 1e-3
 
 
+@pytest.mark.slow
 def test_plug_and_play_without_a_denoiser_is_gradient_descent():
     x, camera = images(2, 8), pictures.camera(8, 1.0, jnp.float64)
     y, start = jax.vmap(camera)(x), jnp.full(x.shape, 0.5)

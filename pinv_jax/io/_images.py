@@ -125,7 +125,7 @@ def read_image(
     return jnp.asarray(square, jnp.result_type(float if dtype is None else dtype))
 
 
-def write_image(path: str | Path, image: Float[Array, "c h w"]) -> None:
+def write_image(path: str | Path, image: Float[Array, "c h w"] | np.ndarray) -> None:
     """Writes an image with one or three channels as a file, a `.png` best; what is beyond 0 and 1 is clipped.
 
     Raises:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
+from .._mesh import auto_axes, check_divides, check_processes, replicate
 from ..maps import Stored, prepare, store, unprepare
 from ._checkpoint import Checkpoint
 from ._stage import AbstractStage, Batch, Stage, StageHistory, name_key
@@ -118,12 +119,6 @@ def _run_round(
     return new, record, score
 
 
-def _replicated(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Its arrays on every device of the mesh."""
-    arrays, rest = eqx.partition(tree, eqx.is_array_like)
-    return eqx.combine(jax.device_put(arrays, NamedSharding(mesh, PartitionSpec())), rest)
-
-
 def _check(name: str, stage: AbstractStage, data: Any, validation: Any) -> None:
     if stage.num_steps < 1 or stage.batch_size < 1:
         raise ValueError(
@@ -178,7 +173,7 @@ def _fit_stage(
         traced = (frozen, params, state, data, validation, key, jnp.asarray(num_steps, jnp.int32))
         if mesh is None:
             return bare, *traced, length
-        return bare, *_replicated(traced, mesh), length, mesh
+        return bare, *replicate(traced, mesh), length, mesh
 
     checkpoint = None
     if folder is not None:
@@ -255,18 +250,17 @@ def fit(
     if steps_per_round is not None and steps_per_round < 1:
         raise ValueError(f"fit: steps_per_round={steps_per_round}; expected a positive number, or None.")
     # axes of type Auto, whatever those of the user's mesh are: shardings inside a round are left to the compiler
-    mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
+    mesh = auto_axes(mesh)
+    if mesh is not None:
+        check_processes((model, data, validation, key, steps_per_round), "fit")
     model, history = unprepare(model), {}  # what was prepared would be trained as if it were a parameter
     for name, stage in stages.items():
         if isinstance(stage, Stage):  # a number zero means "without", so that an ablation costs nothing
             idle = [n for n, term in stage.terms.items() if isinstance(term.weight, float | int) and term.weight == 0]
             stage = stage.without(*idle)
         _check(name, stage, data, validation)
-        if mesh is not None and stage.batch_size % mesh.size:
-            raise ValueError(
-                f"Stage {name!r} has batch_size={stage.batch_size}, and the mesh has {mesh.size} devices; expected a "
-                "multiple of that."
-            )
+        if mesh is not None:
+            check_divides(stage.batch_size, mesh, f"batch_size of stage {name!r}")
         epoch = stage.num_steps // 50 if isinstance(data, Stored) else data[0].shape[0] // stage.batch_size
         length = max(1, min(stage.num_steps, epoch if steps_per_round is None else steps_per_round))
         folder = None if checkpoint is None else Path(checkpoint)

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._mesh import auto_axes, check_divides, check_processes, everywhere, replicate, spread
 from .._problem import Problem
 from .._solution import Solution
 from ..maps import prepare
@@ -21,7 +22,6 @@ from ._base import AbstractSolver
 from ._check import as_floating, check_arguments, check_batch
 from ._lanes import Queue, Task, Traced, run_lanes
 from ._loop import Adjoint, as_arrays, run_lane
-from ._mesh import auto_axes, check_divides, check_processes, everywhere, replicate, spread
 
 Mode = Literal["auto", "masked", "compacting", "streaming"]
 DEFAULT_LANES = 1024
@@ -99,18 +99,22 @@ def solve_batch(
     solver, limit = as_arrays(solver, int(max_steps), adjoint, x0.dtype)
     keys = None if key is None else jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num))
     part, shared = split_lanes(problem, solver, axes, num)
+    prepared = shares_maps(part)
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((part, shared, x0, keys)))
     if traced or not isinstance(solver, AbstractSolver):
         mode = "masked"
     elif mode == "auto":
         mode = pick_mode(num, lanes)
+    if mode != "masked" and prepared:  # once for all programs
+        with jax.default_matmul_precision(precision):
+            part, shared = split_lanes(prepare(problem), prepare(solver), axes, num)
     if mesh is not None and not traced:
         check_processes((part, shared, x0, keys, limit, lanes, mode, history, precision), "solve_batch")
         part, x0, keys = spread((part, x0, keys), mesh)
         shared, limit = replicate((shared, limit), mesh)
     with jax.default_matmul_precision(precision):
         if mode != "masked":
-            task = make_task(part, shared, limit, history, precision)
+            task = Task(shared, limit, history, precision, prepared)
             queue = Queue(part, x0, keys, share_of(num, num, mesh))
             widths = pick_widths(num, lanes, mode, narrowest, mesh)
             report = None if progress is None else lambda waiting, live: progress(num - waiting - live, live, num)
@@ -125,28 +129,25 @@ def _run_masked(
     everything: Any, part: PyTree, x0: Array, keys: Any, *, history: int | None, adjoint: Adjoint, precision: str
 ) -> Solution:
     shared, max_steps = everything
-    prepared = shares_maps(part)
-    shared = prepare(shared) if prepared else shared  # once for the batch
 
     def one(part: PyTree, x0: Array, key: Any) -> Solution:
-        whole = eqx.combine(part, shared)
-        problem, solver = whole if prepared else prepare(whole)
+        problem, solver = prepare(eqx.combine(part, shared))  # what all lanes share, once for all of them
         return run_lane(problem, solver, x0, key, max_steps, history, adjoint, precision)
 
     return jax.vmap(one)(part, x0, keys)
 
 
-def make_task(part: PyTree, shared: PyTree, max_steps: Any, history: int | None, precision: str) -> Task:
-    """What the lanes share, prepared once for all where that is possible."""
-    prepared = shares_maps(part)
-    return Task(prepare(shared) if prepared else shared, max_steps, history, precision, prepared)
-
-
 def pick_mode(num: int, lanes: int | None) -> Mode:
-    """The rule of `mode="auto"`."""
-    if lanes is not None and lanes < num:
-        return "streaming"
-    return "masked"
+    """The rule of `mode="auto"`, measured by `python -m benchmarks lanes`.
+
+    Streaming wherever there are at least four times as many observations as lanes. On an even batch that costs no more
+    than masked lanes, and on an uneven one it wins more the more observations there are. Smaller batches are masked:
+    the further programs, about a second of compilation for each width, take longer than they save, unless the same
+    batch is solved again and again; then write `mode="compacting"`.
+    """
+    if lanes is not None:
+        return "streaming" if lanes < num else "masked"
+    return "streaming" if num >= 4 * DEFAULT_LANES else "masked"
 
 
 def pick_widths(num: int, lanes: int | None, mode: Mode, narrowest: int | None, mesh: Mesh | None) -> dict[str, int]:

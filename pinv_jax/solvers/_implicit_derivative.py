@@ -18,7 +18,6 @@ from ._projections import Box
 
 Policy = Literal["nan", "zero", "unrolled"]
 Hessian = Literal["full", "gauss-newton"]
-Mask = Bool[Array, "..."] | None
 
 
 class Implicit(eqx.Module):
@@ -45,7 +44,7 @@ class Implicit(eqx.Module):
     Args:
         uncertified: what a lane gets that is not certified: NaN; zero, so that the others of a sum count; or the
             derivative of its steps, `"unrolled"`, in reverse mode only and at the price of `"checkpointed"` for all.
-            Wherever the linear system is not solved there is NaN.
+            Wherever the linear system is not solved, or rounding may be a tenth of the solution, there is NaN.
         hessian: `"gauss-newton"` leaves second derivatives of `f` out of `H`: exact where the residual vanishes, and
             wrong in proportion to it elsewhere.
         inverse: a learned inverse `y -> x` as preconditioner: with `G` its Jacobian at `f(x)`, `G G'`, weighted by the
@@ -53,8 +52,9 @@ class Implicit(eqx.Module):
             that is least becomes the one of this metric.
         tolerance: see above; the relative error of the derivative is of this size at most, times how strongly `f`
             bends.
-        rcond: curvature below `rcond` times the largest counts as none; by default ten rounding units times the number
-            of unknowns.
+        rcond: curvature below `rcond` times the largest counts as none: regularises. By default only what is lost in
+            rounding counts as none, and nothing where there is a prior; small curvature that rounding makes doubtful
+            gives NaN, so that in float32 condition numbers of `H` end at about 1e5.
         rtol: of the linear systems; by default the rounding unit to the power 2/3.
         max_steps: products with `H` at most, for one linear system; each keeps one vector shaped like `x`.
 
@@ -124,21 +124,21 @@ class Certificate(eqx.Module):
     Attributes:
         certified: whether its implicit derivative may be used.
         shift: `J p`, which makes the point stationary when it is added to the misfit.
-        at_lower, at_upper: the variables that a bound holds; `None` without a projection.
+        at_lower, at_upper: the variables that a bound holds.
     """
 
     certified: Bool[Array, ""]
     shift: Float[Array, " k"]
-    at_lower: Mask
-    at_upper: Mask
+    at_lower: Bool[Array, "*x"]
+    at_upper: Bool[Array, "*x"]
 
     def free(self, v: Float[Array, "*x"]) -> Float[Array, "*x"]:
         """`v`, zero where a variable is held."""
-        return v if self.at_lower is None else jnp.where(self.at_lower | self.at_upper, 0.0, v)
+        return jnp.where(self.at_lower | self.at_upper, 0.0, v)
 
 
 def differentiate(
-    run: Callable[[Problem, Any], Solution],
+    run: Callable[[Problem, Any, Array], Solution],
     problem: Problem,
     solver: Any,
     x0: Float[Array, "*x"],
@@ -149,7 +149,9 @@ def differentiate(
 
     Args:
         run: the solve, given the problem, the solver and the start.
-        problem, solver, x0: see `solve`.
+        problem: see `solve`.
+        solver: see `solve`.
+        x0: see `solve`.
         options: how.
         precision: see `solve`.
     """
@@ -163,9 +165,7 @@ def differentiate(
     stats = solution.stats
     found = (solution.value, stats.residual_rms, stats.objective)
     value, rms, objective = _attach(problem, found, x0, options, precision)
-    return eqx.tree_at(
-        lambda s: (s.value, s.stats.residual_rms, s.stats.objective), solution, (value, rms, objective)
-    )
+    return eqx.tree_at(lambda s: (s.value, s.stats.residual_rms, s.stats.objective), solution, (value, rms, objective))
 
 
 def _explicit(problem: Problem, x: Float[Array, "*x"]) -> Problem:
@@ -192,9 +192,9 @@ def _refuse(arrays: Any) -> Any:
 @_refuse.defjvp
 def _refuse_jvp(primals: Any, tangents: Any) -> Any:
     raise ValueError(
-        "adjoint='implicit' has no derivative in x0 or in the solver (such as a learned inverse): an isolated minimiser "
-        "does not depend on them, another one does in a way that only the steps know. Use adjoint='checkpointed', or "
-        "`jax.lax.stop_gradient`."
+        "adjoint='implicit' has no derivative in x0 or in the solver (such as a learned inverse): an isolated "
+        "minimiser does not depend on them, another one does in a way that only the steps know. Use "
+        "adjoint='checkpointed', or `jax.lax.stop_gradient`."
     )
 
 
@@ -216,7 +216,7 @@ def _attach_jvp(primals: Any, tangents: Any) -> Any:
     here = _attach(*primals)  # once more, for derivatives of higher order
     x, rms, _ = here
     with jax.default_matmul_precision(precision):
-        certificate = certify(_detached(problem), *_detached((x, x0)), options)
+        certificate = certify(_detached(problem), _detached(x), _detached(x0), options)
         t_x = _tangent(problem, t_problem, x, x0, certificate, options)
         if options.uncertified == "unrolled":
             steps = jnp.zeros_like(x) if t_found[0] is None else t_found[0]
@@ -236,33 +236,27 @@ def certify(problem: Problem, x: Float[Array, "*x"], x0: Float[Array, "*x"], opt
     transpose = jax.linear_transpose(jvp, x)
     size = jnp.size(problem.data)
     gradient = transpose(misfit)[0] / size
-    box = unstore(problem.project)
-    certificate = Certificate(jnp.asarray(True), misfit, None, None)
-    if box is not None:
-        lower, upper = _bounds(box, x)
-        on_lower, on_upper = x <= lower, x >= upper
-        fixed = on_lower & on_upper
-        certificate = Certificate(
-            certificate.certified, misfit, on_lower & (gradient > 0) | fixed, on_upper & (gradient < 0) & ~fixed
-        )
+    lower, upper = _bounds(problem, x)
+    on_lower, on_upper = x <= lower, x >= upper
+    fixed = on_lower & on_upper
+    held = (on_lower & (gradient > 0)) | (on_upper & (gradient < 0))
+    certificate = Certificate(jnp.asarray(True), misfit, (held & on_lower) | fixed, held & on_upper & ~fixed)
 
     def normal(v: Float[Array, "*x"]) -> Float[Array, "*x"]:
         return transpose(jvp(v))[0] / size
 
-    step, solved = _solve(normal, -gradient, problem, x, certificate, options)
+    step, _, solved = _solve(normal, -gradient, problem, x, certificate, options)
     scale = jnp.linalg.norm(x.ravel()) + jnp.linalg.norm((x - x0).ravel())
     certified = solved & (jnp.linalg.norm(step.ravel()) <= options.tolerance * scale)
-    if box is not None:
-        lower, upper = _bounds(box, x)
+    if problem.project is not None:
         rounding = 10 * jnp.finfo(x.dtype).eps
-        held = (certificate.at_lower | certificate.at_upper) & ~fixed
         # A held variable must stay held on the way to the stationary point, whatever rounding does to its multiplier.
         change = 2 * jnp.abs(normal(step)) + rounding * jnp.max(jnp.abs(normal(jnp.abs(x) + jnp.abs(x - x0))))
         loose = held & (jnp.abs(gradient) <= change)
         ahead = x + step
-        crosses = ~held & ~fixed & ((ahead < lower) | (ahead > upper))
-        kink = ~held & ~fixed & (on_lower | on_upper) & (jnp.abs(step) <= rounding * scale)
-        certified = certified & ~jnp.any(loose | crosses | kink)
+        crosses = ~held & ((ahead < lower) | (ahead > upper))
+        kink = ~held & (on_lower | on_upper) & (jnp.abs(step) <= rounding * scale)
+        certified = certified & ~jnp.any((loose | crosses | kink) & ~fixed)
     shift = jnp.where(certified, jvp(step), 0.0)
     return Certificate(certified, shift, certificate.at_lower, certificate.at_upper)
 
@@ -270,12 +264,11 @@ def certify(problem: Problem, x: Float[Array, "*x"], x0: Float[Array, "*x"], opt
 def _push(fn: Callable[..., Any], primals: Any, tangents: Any) -> Any:
     """The tangent of `fn(*primals)`, where `None` stands for no tangent."""
     out, tangent = eqx.filter_jvp(fn, primals, tangents)
-    return jax.tree.map(
-        lambda t, o: jnp.zeros_like(o) if t is None else t, tangent, out, is_leaf=lambda t: t is None
-    )
+    return jax.tree.map(lambda t, o: jnp.zeros_like(o) if t is None else t, tangent, out, is_leaf=lambda t: t is None)
 
 
-def _bounds(box: Box, x: Float[Array, "*x"]) -> tuple[Float[Array, "*x"], Float[Array, "*x"]]:
+def _bounds(problem: Problem, x: Float[Array, "*x"]) -> tuple[Float[Array, "*x"], Float[Array, "*x"]]:
+    box: Any = Box(-jnp.inf, jnp.inf) if problem.project is None else unstore(problem.project)
     lower, upper = (jnp.broadcast_to(jnp.asarray(bound, x.dtype), x.shape) for bound in (box.lower, box.upper))
     return lower, upper
 
@@ -287,23 +280,25 @@ def _solve(
     x: Float[Array, "*x"],
     certificate: Certificate,
     options: Implicit,
-) -> tuple[Float[Array, "*x"], Bool[Array, ""]]:
-    """The least-norm solution in the free variables, and whether it is one."""
+) -> tuple[Float[Array, "*x"], Scalar, Bool[Array, ""]]:
+    """The least-norm solution in the free variables; see `pseudo_solve`."""
     eps = float(jnp.finfo(x.dtype).eps)
 
     def flat(v: Float[Array, " n"]) -> Float[Array, " n"]:
         return certificate.free(matvec(certificate.free(v.reshape(x.shape)))).ravel()
 
     b = certificate.free(right).ravel()
-    solution, solved, _ = pseudo_solve(
+    # With a prior every direction is meant to be determined, however little by the data.
+    none = 0.0 if problem.prior is not None else 10 * eps * x.size**0.5
+    solution, doubt, solved = pseudo_solve(
         flat,
         b,
         max_steps=options.max_steps,
         rtol=eps ** (2 / 3) if options.rtol is None else options.rtol,
-        rcond=10 * eps * x.size if options.rcond is None else options.rcond,
+        rcond=none if options.rcond is None else options.rcond,
         precondition=_preconditioner(flat, b, problem, x, certificate, options),
     )
-    return solution.reshape(x.shape), solved
+    return solution.reshape(x.shape), doubt, solved
 
 
 def _preconditioner(
@@ -358,10 +353,7 @@ def _tangent(
     slope = jax.grad(energy)
 
     def held(problem: Problem) -> Float[Array, "*x"]:
-        box = unstore(problem.project)
-        if box is None:
-            return jnp.zeros_like(x)
-        lower, upper = _bounds(box, x)
+        lower, upper = _bounds(problem, x)
         return jnp.where(certificate.at_lower, lower, jnp.where(certificate.at_upper, upper, 0.0))
 
     follows = _push(held, (problem,), (t_problem,))
@@ -377,8 +369,8 @@ def _tangent(
         return certificate.free(hvp(certificate.free(v)))
 
     def solve(matvec: Callable[..., Any], b: Float[Array, "*x"]) -> Float[Array, "*x"]:
-        solution, solved = _solve(matvec, b, problem, x, certificate, options)
-        return jnp.where(solved, solution, jnp.nan)
+        solution, doubt, solved = _solve(matvec, b, problem, x, certificate, options)
+        return jnp.where(solved & (doubt <= 0.1), solution, jnp.nan)
 
     # The factor stands on both sides of the solve: a NaN must reach the end in forward and in reverse mode alike.
     solution = jax.lax.custom_linear_solve(matvec, -factor * certificate.free(right), solve, symmetric=True)

@@ -69,7 +69,7 @@ def lanczos(
 
     def going(carry: Any) -> Bool[Array, ""]:
         *_, gamma, j, scale, _, _, residual, first = carry
-        return (j < num) & (gamma > 10 * eps * scale + tiny) & (residual > rtol * first)
+        return (j < num) & (gamma > eps * scale + tiny) & (residual > rtol * first)
 
     def turn(carry: Any) -> Any:
         duals, basis, diagonal, coupling, t, y, gamma, j, scale, pivot, entry, _, first = carry
@@ -108,26 +108,31 @@ def pseudo_solve(
     rtol: Any,
     rcond: Any,
     precondition: Matvec | None = None,
-) -> tuple[Float[Array, " n"], Bool[Array, ""], Scalar]:
+) -> tuple[Float[Array, " n"], Scalar, Bool[Array, ""]]:
     """`H^+ b` of a symmetric positive semi-definite matrix: eigenvalues within `rcond` of zero count as zero.
 
     With a preconditioner `M` the eigenvalues are those of `M H`, and the solution is the one of least norm in the
     metric of `M^-1`.
 
     Returns:
-        The solution; whether it is one: the method has converged, and met no negative curvature; the largest
-        eigenvalue met.
+        The solution; how much of its norm rounding may be; whether it is one: the method has converged, and met no
+        negative curvature.
     """
-    steps = min(right.size, max_steps)
+    steps, eps = min(right.size, max_steps), jnp.finfo(right.dtype).eps
     tri = lanczos(matvec, right, steps, rtol=rtol, precondition=precondition)
     values, vectors = tri.eigh()
     largest = jnp.max(jnp.abs(values))
-    kept = jnp.abs(values) > rcond * largest
-    weights = jnp.where(kept, vectors[0] / jnp.where(kept, values, 1.0), 0.0)
-    coordinates = vectors @ (tri.size * weights)
-    left_out = tri.last_coupling() * jnp.abs(coordinates[jnp.maximum(tri.num - 1, 0)])
-    # What is left to rounding of a space that is invariant is not an error.
-    slack = 10 * rtol + 10 * jnp.finfo(right.dtype).eps * steps
-    converged = (left_out <= slack * tri.size) & jnp.all(jnp.where(kept, values, 0.0) >= 0)
-    solution = jnp.where(jnp.isfinite(tri.size), tri.basis.T @ coordinates, jnp.nan)
-    return solution, converged & jnp.isfinite(tri.size), largest
+    kept = (jnp.abs(values) > rcond * largest) & (values != 0)
+    parts = jnp.where(kept, tri.size * vectors[0] / jnp.where(kept, values, 1.0), 0.0)
+    coordinates = vectors @ parts
+    # An eigenvalue is known to a few rounding units of the largest one.
+    doubt = jnp.where(kept, jnp.minimum(4 * eps * largest / jnp.where(kept, jnp.abs(values), 1.0), 1.0), 0.0)
+    coupling = tri.last_coupling()
+    # Of a space that is invariant, or the whole, rounding is left; that is for the doubt to judge.
+    coupling = jnp.where((coupling <= 10 * eps * largest) | (tri.num == right.size), 0.0, coupling)
+    last = jnp.maximum(jnp.abs(coordinates[jnp.maximum(tri.num - 1, 0)]) - 10 * eps * jnp.linalg.norm(parts), 0.0)
+    converged = coupling * last <= 10 * rtol * tri.size
+    finite, convex = jnp.isfinite(tri.size), jnp.all((values >= 0) | ~kept | (doubt == 1.0))
+    solution = jnp.where(finite, tri.basis.T @ coordinates, jnp.nan)
+    share = jnp.linalg.norm(parts * doubt) / jnp.where(tri.size > 0, jnp.linalg.norm(parts), 1.0)
+    return solution, share, converged & convex & finite

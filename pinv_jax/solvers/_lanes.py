@@ -16,12 +16,12 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PyTree
 
+from .._mesh import everywhere, largest_and_sum
 from .._solution import Solution
 from ..maps import prepare
 from ._check import check_problem
 from ._descent import select
 from ._loop import Lane, begin, finish, finite_input, going, turn
-from ._mesh import everywhere, largest_and_sum
 
 TURNS_PER_REPORT = 64
 
@@ -300,8 +300,8 @@ def run_lanes(
         enough = np.int32(width - below if below < width else width + 1)
         numbers = (jnp.asarray(enough), jnp.asarray(limit))
         stretch, counts = everywhere(fn, mesh, task, (queue, *args), numbers, tuple(options.items()))
-        if isinstance(counts, Tracer):
-            raise Traced
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(stretch)):
+            raise Traced  # in a derivative the counts alone would not tell
         most, total = largest_and_sum(counts, mesh)
         if report is not None:
             report(int(total[1]), int(total[0]))

@@ -26,12 +26,15 @@ class LaplacePosterior(eqx.Module):
         directions: orthonormal rows `V`, in coordinates of the white noise, shape `(k, *x)`.
         information: how many times more the data know of each direction than the prior, eigenvalues of the Hessian of
             the data term in these coordinates; `D` is `information / (1 + information)`.
+        left_out: coupling of these directions to all others, in the units of `information`; zero, to rounding, where
+            the directions are all that the data inform.
     """
 
     mean: Float[Array, "*x"]
     sqrt: Any
     directions: Float[Array, "k *x"]
     information: Float[Array, " k"]
+    left_out: Scalar
 
     def sample(self, num: int, *, key: PRNGKeyArray) -> Float[Array, "num *x"]:
         """Independent samples."""
@@ -63,7 +66,8 @@ def laplace(
     """The Gaussian with the mode and the curvature of the posterior: exact for a linear map.
 
     The Hessian of the data term is only applied, in coordinates in which the prior is white; Lanczos finds the
-    directions that the data inform, and to the others the prior is left. Exact once `max_rank` exceeds their number.
+    directions that the data inform, and to the others the prior is left. The Gaussian is found once `max_rank` exceeds
+    their number; see `left_out`.
 
     Args:
         problem: with `noise_std` and `prior`.
@@ -106,7 +110,8 @@ def laplace(
         space = lanczos(white_hessian, start, min(x_map.size, max_rank))
         information, vectors = space.eigh()
         directions = (vectors.T @ space.basis).reshape(-1, *prior.mean.shape)
-    return LaplacePosterior(x_map, store(sqrt), directions, jnp.where(information > -1, information, jnp.nan))
+    information = jnp.where(information > -1, information, jnp.nan)
+    return LaplacePosterior(x_map, store(sqrt), directions, information, space.last_coupling())
 
 
 def _solve_triangular(factor: Float[Array, "n n"], v: Float[Array, "*x"]) -> Float[Array, "*x"]:
@@ -152,6 +157,10 @@ class WeightedSamples(eqx.Module):
     def effective_size(self) -> Scalar:
         """How many equally weighted samples these are worth."""
         return 1 / jnp.sum(self.weights**2)
+
+    def map(self, fn: Any) -> "WeightedSamples":
+        """The samples of `fn(x)`."""
+        return WeightedSamples(jax.vmap(fn)(self.values), self.log_weights, self.solution)
 
     def mean(self) -> Float[Array, "*x"]:
         """The weighted mean."""

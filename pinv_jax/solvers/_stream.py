@@ -12,17 +12,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
+from .._mesh import auto_axes, check_divides, check_processes, replicate, spread
 from .._problem import Problem
 from .._solution import Solution
 from .._store import digest
+from ..maps import prepare
 from ._axes import split_lanes
 from ._base import AbstractSolver
-from ._batch import make_task, pick_widths, share_of
+from ._batch import pick_widths, share_of
 from ._check import as_floating, check_arguments
 from ._columns import Columns, Streamed, read_stream
-from ._lanes import Queue, run_lanes
+from ._lanes import Queue, Task, run_lanes
 from ._loop import as_arrays, run_lane
-from ._mesh import auto_axes, check_divides, check_processes, replicate, spread
 
 
 def solve_stream(
@@ -93,7 +94,8 @@ def solve_stream(
     starts = _starts(problem, row, x0)
     solver, limit = as_arrays(solver, int(max_steps), "forward", row.dtype)
     chunk = Problem(problem.forward, row[None], problem.project, problem.noise_std, problem.prior)
-    _, shared = split_lanes(chunk, solver, Problem(None, 0), 1)
+    with jax.default_matmul_precision(precision):
+        part, shared = split_lanes(prepare(chunk), prepare(solver), Problem(None, 0), 1)
     key_data = None if key is None else jax.random.key_data(key)
     check_processes((shared, row, limit, key_data, num, chunk_size, lanes, max_steps, precision), "solve_stream")
     first_start = jnp.asarray(starts(0, 1)[0], row.dtype)
@@ -103,9 +105,7 @@ def solve_stream(
 
     with jax.default_matmul_precision(precision):
         shared, limit = (shared, limit) if mesh is None else replicate((shared, limit), mesh)
-        empty = eqx.tree_at(lambda tree: tree[0].data, shared, None, is_leaf=lambda leaf: leaf is None)
-        part = jax.tree.map(lambda _: None, empty)
-        task = make_task(part, shared, limit, None, precision)
+        task = Task(shared, limit, None, precision, prepared=True)
         widths = pick_widths(chunk_size, lanes, "streaming", narrowest, mesh)
         for begin, rows in _cut(first, chunks, row, chunk_size, skip=columns.num_done):
             count = rows.shape[0]
@@ -116,7 +116,7 @@ def solve_stream(
 
             keys = None if key is None else _keys(key, begin, chunk_size)
             data, x0s = (jnp.asarray(_padded(a, chunk_size), row.dtype) for a in (rows, starts(begin, count)))
-            waiting = eqx.tree_at(lambda tree: tree[0].data, part, data, is_leaf=lambda leaf: leaf is None)
+            waiting = eqx.tree_at(lambda tree: tree[0].data, part, data)
             if mesh is not None:
                 waiting, x0s, keys = spread((waiting, x0s, keys), mesh)
             queue = Queue(waiting, x0s, keys, share_of(count, chunk_size, mesh))
@@ -221,12 +221,13 @@ def _on_host(found: Solution) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
+@eqx.filter_jit
+def _one(one: Any, limit: Any, precision: str, key: Any) -> Solution:
+    problem, solver, x0 = one
+    return run_lane(problem, solver, x0, key, limit, None, "forward", precision)
+
+
 def _fingerprint(one: Any, limit: Any, precision: str, key: Any, sizes: Any) -> str:
     """Of what the results depend on: the program of one observation, all arrays, the first observation, the sizes."""
-    arrays, rest = eqx.partition(one, eqx.is_array)
-
-    def program(arrays: Any, limit: Any, key: Any) -> Any:
-        problem, solver, x0 = eqx.combine(arrays, rest)
-        return run_lane(problem, solver, x0, key, limit, None, "forward", precision)
-
-    return digest(jax.jit(program).lower(arrays, limit, key).as_text(), arrays, limit, key, sizes)
+    program = _one.lower(one, limit, precision, key).as_text()  # pyright: ignore[reportFunctionMemberAccess]
+    return digest(program, one, limit, key, sizes)

@@ -22,7 +22,7 @@ from ..diffusion import DDPM, DPS, Start, project_after, sample
 from ..maps import Natural, prepare
 from ..solvers import nlbp
 from ._digits import each
-from ._guided import SCALES, all_samples, draw, misses, nearest, of_unit, to_unit
+from ._guided import all_samples, best_scale, draw, misses, nearest, of_unit, to_unit
 from ._restore_logits import REFERENCE
 from ._shapes import ATTRIBUTES, SIZE, attribute_judge, attribute_network, shape_data, shape_prior, shapes
 from ._study import Bench, Findings, Study
@@ -45,29 +45,29 @@ def _alone(models: Any, y: Array) -> None:
     del models, y
 
 
-def _dps(scale: float, models: Any, y: Array) -> DPS:
-    return DPS(models["f"], y, scale)
+def _dps(models: Any, y: Array) -> DPS:
+    return DPS(models["f"], y, models["scale"])
 
 
 def _nlbp(name: str, models: Any, y: Array) -> Any:
     return project_after(models[name], y)
 
 
-def methods(num_steps: int, scale: float) -> dict[str, tuple[Any, int, bool]]:
+@functools.cache
+def methods(num_steps: int) -> dict[str, tuple[Any, int, bool]]:
     """By name: `(models, (x, y), key) -> x`, evaluations of the denoiser, and whether its derivative is needed."""
 
     def by(make: Any, *, edit: bool) -> Any:
         return functools.partial(sampled, make, num_steps, edit=edit)
 
     part = round(num_steps * (EDIT_TIME + 1) / 1000)
-    dps = functools.partial(_dps, scale)
     return {
         "x itself": (lambda models, item, key: item[0], 0, False),
         "x noised and denoised": (by(_alone, edit=True), part, False),
         "pinv, learned section": (lambda models, item, key: models["f"].pinv(item[1]), 0, False),
         "x back-projected, no prior": (lambda models, item, key: nlbp(models["natural"], *item), 0, False),
-        "DPS from noise": (by(dps, edit=False), num_steps, True),
-        "DPS from x": (by(dps, edit=True), part, True),
+        "DPS from noise": (by(_dps, edit=False), num_steps, True),
+        "DPS from x": (by(_dps, edit=True), part, True),
         "NLBP from noise": (by(functools.partial(_nlbp, "natural"), edit=False), num_steps, False),
         "NLBP from x": (by(functools.partial(_nlbp, "natural"), edit=True), part, False),
         "NLBP from x, learned section": (by(functools.partial(_nlbp, "f"), edit=True), part, False),
@@ -113,19 +113,15 @@ def edited(bench: Bench, counts: tuple[int, ...]) -> Findings:
     reference = 2 * shape_data(256 if bench.quick else 2048, bench.dtype, key=jax.random.key(2**31 - 1)).x - 1
     ruler = nearest(x, reference)
 
-    def found_by(name: str, scale: float) -> Any:
-        method, cost, _ = methods(num_steps, scale)[name]
-        return draw(method, models, (x, y), key=bench.key, num_seeds=num_seeds if cost else 1)
-
-    scale = 0.1
+    models["scale"] = jnp.asarray(0.1, bench.dtype)
     if not bench.quick:
-        shares = [np.mean(judged(judge, found_by("DPS from x", s).x, wanted, change)[2]) for s in SCALES]
-        scale = SCALES[int(np.argmax(shares))]
+        score = lambda found: np.mean(judged(judge, found, wanted, change)[2])
+        models["scale"] = best_scale(methods(num_steps)["DPS from x"][0], models, (x, y), score, key=bench.key)
     rows, arrays = [], {"x": to_unit(x[:12]), "the ideal": ideal[:12]}
-    for name, (_, cost, derivative) in methods(num_steps, scale).items():
+    for name, (method, cost, derivative) in methods(num_steps).items():
         if bench.quick and name not in ("x itself", "x back-projected, no prior", "DPS from x", "NLBP from x"):
             continue
-        found = found_by(name, scale)
+        found = draw(method, models, (x, y), key=bench.key, num_seeds=num_seeds if cost else 1)
         changed, kept, right = judged(judge, found.x, wanted, change)
         missed = np.asarray(misses(f, found.x, y))
         shares = 100 * np.mean(right, axis=1)
@@ -150,7 +146,7 @@ def edited(bench: Bench, counts: tuple[int, ...]) -> Findings:
     measures = {
         "images": num,
         "seeds": num_seeds,
-        "scale of DPS": scale,
+        "scale of DPS": float(models["scale"]),
         "the judge on the ideal edits %": 100 * float(np.mean(right)),
         "the network on the images %": 100 * float(np.mean((np.asarray(each(f, x)) > 0) == np.asarray(labels))),
         "nearest, images": ruler,

@@ -24,7 +24,7 @@ from ..diffusion import DDPM, DPS, project_after, sample
 from ..maps import Affine, Joint, Natural, SurjectiveChain, prepare
 from ..solvers import CyclicProjection, solve
 from ._digits import each
-from ._guided import SCALES, all_samples, draw, misses, nearest, of_unit, to_unit
+from ._guided import all_samples, best_scale, draw, misses, nearest, of_unit, to_unit
 from ._restore_logits import REFERENCE
 from ._shapes import SIZE, attribute_judge, attribute_network, shape_data, shape_prior
 from ._statistics import BandEnergies, Quantiles
@@ -46,7 +46,9 @@ def constraints(bench: Bench) -> dict[str, Any]:
         of_unit(SurjectiveChain([Quantiles(shape, 8, bench.dtype)])),
         SurjectiveChain([network, unit]),
     )
-    return {name: prepare(Natural(f)) for name, f in zip(NAMES, found, strict=True)}
+    energies, *others = (prepare(f) for f in found)
+    # Without energy there is no z(0); with the section of `BandEnergies`, which is constant too, nothing changes.
+    return dict(zip(NAMES, (energies, *(prepare(Natural(f)) for f in others)), strict=True))
 
 
 def _sampled(make: Any, num_steps: int, models: Any, item: Any, key: PRNGKeyArray) -> Array:
@@ -57,9 +59,9 @@ def _nlbp(names: tuple[str, ...], models: Any, item: Any) -> Any:
     return project_after([models["constraints"][name] for name in names], [item[name] for name in names])
 
 
-def _dps(scale: float, models: Any, item: Any) -> DPS:
+def _dps(models: Any, item: Any) -> DPS:
     joint = Joint([models["constraints"][name] for name in NAMES])
-    return DPS(joint, joint.join([item[name] for name in NAMES]), scale)
+    return DPS(joint, joint.join([item[name] for name in NAMES]), models["scale"])
 
 
 def _finished(method: Any, models: Any, item: Any, key: PRNGKeyArray) -> Array:
@@ -74,14 +76,15 @@ def _mean(models: Any, item: Any, key: PRNGKeyArray) -> Array:
     return models["mean"]
 
 
-def methods(num_steps: int, scale: float) -> dict[str, tuple[Any, int, bool]]:
+@functools.cache
+def methods(num_steps: int) -> dict[str, tuple[Any, int, bool]]:
     """By name: `(models, data by name, key) -> x`, evaluations of the denoiser, whether its derivative is needed."""
     by = lambda make: functools.partial(_sampled, make, num_steps)
     every = by(functools.partial(_nlbp, NAMES))
     return {
         "prior alone": (by(lambda models, item: None), num_steps, False),
         "mean image, then joint": (functools.partial(_finished, _mean), 0, False),
-        "DPS": (by(functools.partial(_dps, scale)), num_steps, True),
+        "DPS": (by(_dps), num_steps, True),
         **{f"NLBP, {name} alone": (by(functools.partial(_nlbp, (name,))), num_steps, False) for name in NAMES},
         "NLBP, all in turn": (every, num_steps, False),
         "NLBP, all in turn, then joint": (functools.partial(_finished, every), num_steps, False),
@@ -106,16 +109,13 @@ def mixed(bench: Bench, crossed: int) -> Findings:
         right = (np.asarray(each(judge, to_unit(all_samples(x)))) > 0).reshape(*x.shape[:2], -1) == wanted[None]
         return {name: np.asarray(misses(f, x, items[name])) for name, f in maps.items()}, right
 
-    scale = 0.1
+    models["scale"] = jnp.asarray(0.1, bench.dtype)
     if not bench.quick:
-        totals = []
-        for tried in SCALES:
-            drawn = draw(methods(num_steps, tried)["DPS"][0], models, items, key=bench.key, num_seeds=1)
-            totals.append(np.median(np.nan_to_num(sum(measured(drawn.x)[0].values()), nan=np.inf)))
-        scale = SCALES[int(np.argmin(totals))]
+        score = lambda found: -np.median(sum(measured(found)[0].values()))
+        models["scale"] = best_scale(methods(num_steps)["DPS"][0], models, items, score, key=bench.key)
     rows, arrays = [], {"energies of": to_unit(x[:12])}
     arrays["histogram of"], arrays["attributes of"] = (to_unit(jnp.roll(x, k * crossed, axis=0)[:12]) for k in (1, 2))
-    for name, (method, cost, derivative) in methods(num_steps, scale).items():
+    for name, (method, cost, derivative) in methods(num_steps).items():
         found = draw(method, models, items, key=bench.key, num_seeds=num_seeds if cost else 1)
         missed, right = measured(found.x)
         worst = np.max(np.stack(list(missed.values())), axis=0)
@@ -133,7 +133,7 @@ def mixed(bench: Bench, crossed: int) -> Findings:
             }
         )
         arrays[name] = to_unit(found.x[0, :12])
-    measures = {"images": num, "seeds": num_seeds, "scale of DPS": scale}
+    measures = {"images": num, "seeds": num_seeds, "scale of DPS": float(models["scale"])}
     return Findings(rows, measures, {k: np.moveaxis(np.asarray(v), 1, -1) for k, v in arrays.items()})
 
 

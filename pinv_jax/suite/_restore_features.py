@@ -16,12 +16,22 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from .._problem import Problem
-from ..diffusion import DPS, project_after
-from ..learn import imitate
-from ..maps import AbstractMap, Block, ConvDesign, Natural, Unshuffle, from_flax, prepare, spnn
+from ..diffusion import project_after
+from ..learn import imitate, ridge_network
+from ..maps import AbstractMap, Flatten, Natural, SurjectiveChain, from_flax, prepare
 from ..solvers import SVD, GaussNewton, solve
 from ._digits import Labelled, key_of
-from ._restore_logits import REFERENCE, best_scale, compare, digit_prior, figures, guided, observed_digits
+from ._guided import Corrected
+from ._restore_logits import (
+    REFERENCE,
+    compare,
+    digit_prior,
+    dps,
+    figures,
+    guided,
+    judged_scale,
+    observed_digits,
+)
 from ._study import Bench, Findings, Study
 
 NUM_FEATURES = 24
@@ -51,7 +61,7 @@ def ordinary_classifier(bench: Bench, train: Labelled) -> Mapping[str, AbstractM
     optimiser = optax.adamw(2e-3, weight_decay=1e-3)
 
     def loss(variables: Any, x: Array, y: Array) -> Array:
-        logits = jax.vmap(lambda x: module.apply(variables, x))(x)
+        logits: Any = jax.vmap(lambda x: module.apply(variables, x))(x)
         return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, y))
 
     @jax.jit
@@ -77,12 +87,14 @@ def stand_in(bench: Bench, name: str, h: AbstractMap, train: Labelled) -> Any:
     x = 2 * train.x - 1
     keys = jax.random.split(key_of(bench, name), 4)
     noisy = [x + std * jax.random.normal(key, x.shape, x.dtype) for std, key in zip((0.1, 0.3), keys, strict=False)]
-    m = h.out_structure().shape[0]
-    steps = (Unshuffle(8), Block(32, ConvDesign((256,), window=1)), Block(m, ConvDesign((96,), window=1)))
-    model = spnn((1, 8, 8), steps, dtype=bench.dtype, key=keys[2])
+    examples = jnp.concatenate([x, *noisy])
+    y = jax.jit(jax.vmap(h))(examples)
+    flatten = Flatten((1, 8, 8), bench.dtype)  # on vectors the couplings are perceptrons, which are faster
+    ridge = ridge_network(jax.vmap(flatten)(examples), y, key=keys[2])
+    model = SurjectiveChain([flatten, *ridge.layers])
     found = imitate(
         h,
-        jnp.concatenate([x, *noisy]),
+        (examples, y),
         model=model,
         key=keys[3],
         num_steps=200 if bench.quick else 4000,
@@ -97,25 +109,25 @@ def finish(h: Any, x: Array, y: Array) -> Array:
     return solve(Problem(h, y), GaussNewton(SVD(rcond=1e-3)), x, max_steps=20).value
 
 
-def _dps(scale: float, models: Any, y: Array) -> DPS:
-    return DPS(models["f"], y, scale)
+def _finished(method: Any) -> Any:
+    return lambda models, y, key: finish(models["f"], method(models, y, key), y)
 
 
-def methods(num_steps: int, scale: float) -> dict[str, tuple[Any, int, bool]]:
+@functools.cache
+def methods(num_steps: int) -> dict[str, tuple[Any, int, bool]]:
     """As in `restore-logits`; `models["f"]` is the classifier and `models["stand-in"]` what imitates it."""
     by = lambda make: functools.partial(guided, make, num_steps)
     ours = by(lambda models, y: project_after(models["stand-in"], y))
+    corrected = by(lambda models, y: Corrected(models["stand-in"], models["f"], y, 0.0))  # pyright: ignore[reportCallIssue]
     return {
         "prior alone": (by(lambda models, y: None), num_steps, False),
         "pinv of the stand-in": (lambda models, y, key: models["stand-in"].pinv(y), 0, False),
         "Gauss-Newton from the mean": (lambda models, y, key: finish(models["f"], models["mean"], y), 0, False),
-        "DPS": (by(functools.partial(_dps, scale)), num_steps, True),
+        "DPS": (by(dps), num_steps, True),
         "NLBP on the stand-in": (ours, num_steps, False),
-        "NLBP on the stand-in, then Gauss-Newton": (
-            lambda models, y, key: finish(models["f"], ours(models, y, key), y),
-            num_steps,
-            False,
-        ),
+        "NLBP on the stand-in, then Gauss-Newton": (_finished(ours), num_steps, False),
+        "NLBP, corrected by the classifier": (corrected, num_steps, False),
+        "NLBP, corrected, then Gauss-Newton": (_finished(corrected), num_steps, False),
     }
 
 
@@ -127,20 +139,22 @@ def restored(bench: Bench, what: str) -> Findings:
     model, errors = stand_in(bench, what, h, data["train"])
     mean = jnp.mean(2 * data["train"].x - 1, axis=0)
     models = {"prior": digit_prior(bench, data["train"]), "f": h, "stand-in": model, "mean": mean}
-    num_steps, scale = 8 if bench.quick else 50, 0.1
+    num_steps, models["scale"] = 8 if bench.quick else 50, jnp.asarray(0.1, bench.dtype)
     if not bench.quick:
         x = 2 * data["val"].x[:16] - 1
         items, classes = jax.jit(jax.vmap(h))(x), jnp.argmax(jax.jit(jax.vmap(classifier))(x), axis=1)
-        scale = best_scale(models, items, np.asarray(classes), judge, num_steps, bench.key)
+        models["scale"] = judged_scale(models, items, np.asarray(classes), judge, num_steps, bench.key)
     models["classes"] = lambda x: jnp.argmax(jax.vmap(classifier)(x), axis=1)
-    found = compare(bench, methods(num_steps, scale), models, h, asked, data["train"], judge)
+    found = compare(bench, methods(num_steps), models, h, asked, data["train"], judge)
     x = 2 * asked.x - 1
-    found.measures |= {
-        "scale of DPS": scale,
-        "fit of the stand-in": errors.fit,
-        "consistency of the stand-in": errors.consistency,
-        "accuracy of the classifier": float(np.mean(np.asarray(models["classes"](x)) == np.asarray(asked.y))),
-    }
+    found.measures.update(
+        {
+            "scale of DPS": float(models["scale"]),
+            "fit of the stand-in": errors.fit,
+            "consistency of the stand-in": errors.consistency,
+            "accuracy of the classifier": float(np.mean(np.asarray(models["classes"](x)) == np.asarray(asked.y))),
+        }
+    )
     return found
 
 

@@ -20,8 +20,8 @@ from ..diffusion import DDNM, DDPM, DPS, project_after, published_guide, sample
 from ..maps import Natural, prepare
 from ._digits import Labelled, digits, digits_spnn
 from ._guided import (
-    SCALES,
     all_samples,
+    best_scale,
     dense_prior,
     draw,
     misses,
@@ -65,32 +65,32 @@ def _published(num_steps: int, models: Any, y: Array, key: PRNGKeyArray) -> Arra
     return sample(models["prior"], DDNM(num_steps), key=key, guide=published_guide(models["f"], y))
 
 
-def _dps(scale: float, models: Any, y: Array) -> Any:
-    return DPS(models["f"], y, scale)
+def dps(models: Any, y: Array) -> DPS:
+    """DPS through the network `models["f"]`."""
+    return DPS(models["f"], y, models["scale"])
 
 
-def methods(num_steps: int, scale: float) -> dict[str, tuple[Any, int, bool]]:
+@functools.cache
+def methods(num_steps: int) -> dict[str, tuple[Any, int, bool]]:
     """By name: `(models, y, key) -> x`, evaluations of the denoiser, and whether its derivative is needed as well."""
     by = lambda make: functools.partial(guided, make, num_steps)
     return {
         "prior alone": (by(lambda models, y: None), num_steps, False),
         "pinv, natural": (lambda models, y, key: models["natural"].pinv(y), 0, False),
         "pinv, learned section": (lambda models, y, key: models["f"].pinv(y), 0, False),
-        "DPS": (by(functools.partial(_dps, scale)), num_steps, True),
+        "DPS": (by(dps), num_steps, True),
         "NLBP, published constants": (functools.partial(_published, num_steps), num_steps, False),
         "NLBP, natural": (by(lambda models, y: project_after(models["natural"], y)), num_steps, False),
         "NLBP, learned section": (by(lambda models, y: project_after(models["f"], y)), num_steps, False),
     }
 
 
-def best_scale(models: Any, items: Array, asked: np.ndarray, judge: Judge, num_steps: int, key: PRNGKeyArray) -> float:
+def judged_scale(
+    models: dict[str, Any], items: Array, asked: np.ndarray, judge: Judge, num_steps: int, key: PRNGKeyArray
+) -> Array:
     """The scale of DPS whose samples the judge agrees with most often."""
-    right = []
-    for scale in SCALES:
-        method = functools.partial(guided, functools.partial(_dps, scale), num_steps)
-        x = draw(method, models, items, key=key, num_seeds=1).x[0]
-        right.append(np.mean(judge(to_unit(x)) == asked))
-    return SCALES[int(np.argmax(right))]
+    score = lambda x: np.mean(judge(to_unit(x[0])) == asked)
+    return best_scale(functools.partial(guided, dps, num_steps), models, items, score, key=key)
 
 
 def compare(
@@ -167,13 +167,13 @@ def logits(bench: Bench) -> Findings:
     g, _ = digits_spnn(bench, data)
     f = prepare(of_unit(g))
     models = {"prior": digit_prior(bench, data["train"]), "f": f, "natural": prepare(Natural(f))}
-    num_steps, scale = 8 if bench.quick else 50, 0.1
+    num_steps, models["scale"] = 8 if bench.quick else 50, jnp.asarray(0.1, bench.dtype)
     if not bench.quick:
         choice = jax.jit(jax.vmap(f))(2 * data["val"].x[:16] - 1)
-        scale = best_scale(models, choice, np.argmax(choice, axis=1), judge, num_steps, bench.key)
+        models["scale"] = judged_scale(models, choice, np.argmax(choice, axis=1), judge, num_steps, bench.key)
     models["classes"] = lambda x: jnp.argmax(jax.vmap(f)(x), axis=1)
-    found = compare(bench, methods(num_steps, scale), models, f, asked, data["train"], judge)
-    found.measures["scale of DPS"] = scale
+    found = compare(bench, methods(num_steps), models, f, asked, data["train"], judge)
+    found.measures["scale of DPS"] = float(models["scale"])
     return found
 
 

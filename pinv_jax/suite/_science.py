@@ -31,23 +31,22 @@ from ..maps import AbstractMap, AbstractSurjection, Natural, prepare
 from ..pde import NavierStokes2D, darcy_pressure
 from ..solvers import SVD, LevenbergMarquardt, solve
 from ._digits import key_of
-from ._guided import SCALES, dense_prior, draw
+from ._guided import Corrected, best_scale, dense_prior, draw
 from ._study import Bench, Findings, Study
 
 SIDE = 16
-MAX_STEPS = 60
-LM_NAMES = ("LM from the mean", "LM from pinv", "LM with a normal prior")
+MAX_STEPS = 30
 
 
 class Pressures(AbstractMap):
-    """`u -> p` at `5 x 5` wells: `p` the pressure for the log-permeability `1.5 u` on the unit square."""
+    """`u -> p` at `5 x 5` wells: `p` the pressure for the log-permeability `2 u` on the unit square."""
 
     dtype: np.dtype = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
         """The pressures, in row-major order."""
         with jax.default_matmul_precision("highest"):
-            pressure = darcy_pressure(jnp.exp(1.5 * x.reshape(SIDE, SIDE)))
+            pressure = darcy_pressure(jnp.exp(2 * x.reshape(SIDE, SIDE)))
         return jnp.ravel(pressure[2::3, 2::3])
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
@@ -56,13 +55,13 @@ class Pressures(AbstractMap):
 
 
 class Snapshot(AbstractMap):
-    """`u -> w` at every other point: `w` the vorticity that `12 u` has become."""
+    """`u -> w` at every third point: `w` the vorticity that `12 u` has become."""
 
     flow: NavierStokes2D
 
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
         """The vorticity in units of 12, in row-major order."""
-        return jnp.ravel(self.flow(12 * x.reshape(SIDE, SIDE))[::2, ::2]) / 12
+        return jnp.ravel(self.flow(12 * x.reshape(SIDE, SIDE))[::3, ::3]) / 12
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of `u`."""
@@ -105,22 +104,30 @@ class Science:
         forward: dtype to map.
         fields: dtype to sampler.
         noise: standard deviation, relative to that of the data.
+        num_items: held-out fields.
+        pairs: numbers of training pairs, for the part of this name.
     """
 
     forward: Callable[[DTypeLike], AbstractMap]
     fields: Callable[[DTypeLike], Callable[..., Any]]
     noise: float
+    num_items: int
+    pairs: tuple[int, ...]
 
 
 DARCY = Science(
     forward=lambda dtype: Pressures(jnp.dtype(dtype)),  # pyright: ignore[reportCallIssue]
     fields=lambda dtype: Rocks(periodic_field_2d(2 * SIDE, 0.2, dtype=dtype)),  # pyright: ignore[reportCallIssue]
-    noise=0.02,
+    noise=0.01,
+    num_items=32,
+    pairs=(32, 128, 512, 2048),
 )
 VORTICITY = Science(
     forward=lambda dtype: Snapshot(NavierStokes2D(SIDE, 1e-3, 0.5, max_speed=1.5, dtype=dtype)),  # pyright: ignore[reportCallIssue]
     fields=lambda dtype: Vortices(jnp.asarray(np.arange(SIDE) / SIDE, dtype)),  # pyright: ignore[reportCallIssue]
     noise=0.1,
+    num_items=16,
+    pairs=(128, 2048),
 )
 
 
@@ -134,79 +141,77 @@ class Within(eqx.Module):
         return jnp.mean((y - data) ** 2) <= self.noise_std**2
 
 
-def descend(problem: Problem, start: Array) -> tuple[Array, Array, Array]:
-    """Levenberg-Marquardt until the data are met within the noise: where it ends, its steps, the evaluations of f."""
-    found = solve(problem, LevenbergMarquardt(SVD(), discrepancy=1.0), start, max_steps=MAX_STEPS)
+def _solved(models: Any, solver: LevenbergMarquardt, normal: GaussianPrior | None, y: Array, start: Array) -> Any:
+    problem = Problem(models["h"], y, noise_std=models["noise"], prior=normal)
+    found = solve(problem, solver, start, max_steps=MAX_STEPS)
     return found.value, found.stats.num_steps, found.stats.num_steps + found.stats.num_rejected
+
+
+@eqx.filter_jit
+def _descend(models: Any, solver: Any, normal: Any, ys: Array, starts: Array) -> Any:
+    return jax.vmap(functools.partial(_solved, models, solver, normal))(ys, starts)
+
+
+class Descent:
+    """Levenberg-Marquardt for a batch of observations, compiled once: `starts -> (x, steps, evaluations of f)`.
+
+    Args:
+        models: with the map `"h"` and the `"noise"`.
+        ys: the observations.
+        normal: a normal prior; without it a descent ends when the data are met within the noise.
+    """
+
+    def __init__(self, models: Any, ys: Array, normal: GaussianPrior | None = None):
+        # with a prior the least objective is wanted: no residual is small enough, it ends where the objective stays
+        solver = LevenbergMarquardt(SVD(), discrepancy=1.0) if normal is None else LevenbergMarquardt(atol=1e-9)
+        self._arguments = {"h": models["h"], "noise": models["noise"]}, solver, normal, ys
+        blank = jnp.zeros((len(ys), SIDE * SIDE), ys.dtype)
+        self._run = _descend.lower(*self._arguments, blank).compile()
+
+    def __call__(self, starts: Float[Array, "seeds num n"]) -> tuple[Array, Array, Array, float]:
+        """Where the descents end, their steps and evaluations, and the processor seconds of one of them."""
+        begin = time.process_time()
+        found = [jax.block_until_ready(self._run(*self._arguments, each)) for each in starts]
+        seconds = (time.process_time() - begin) / (starts.shape[0] * starts.shape[1])
+        x, steps, evaluations = (jnp.stack(part) for part in zip(*found, strict=True))
+        return x, steps, evaluations, seconds
 
 
 def _sampled(make: Any, num_steps: int, models: Any, y: Array, key: PRNGKeyArray) -> Array:
     return sample(models["prior"], DDPM(num_steps), key=key, guide=make(models, y))
 
 
-def _dps(scale: float, models: Any, y: Array) -> DPS:
+def _dps(models: Any, y: Array) -> DPS:
     # in units of the noise, in which one scale suits all equations
-    return DPS(lambda x: models["h"](x) / models["noise"], y / models["noise"], scale)
+    return DPS(lambda x: models["h"](x) / models["noise"], y / models["noise"], models["scale"])
 
 
 def _nlbp(models: Any, y: Array) -> Any:
     return project_after(models["natural"], y, stop=Within(models["noise"]))  # pyright: ignore[reportCallIssue]
 
 
-def _from(start: Any, models: Any, y: Array, key: PRNGKeyArray) -> Any:
-    x = start(models, y, key)
-    return descend(Problem(models["h"], y, noise_std=models["noise"]), x)
+def _corrected(models: Any, y: Array) -> Corrected:
+    return Corrected(models["natural"], models["h"], y, models["noise"])  # pyright: ignore[reportCallIssue]
 
 
-def _with_normal_prior(models: Any, y: Array, key: PRNGKeyArray) -> Any:
-    problem = Problem(models["h"], y, noise_std=models["noise"], prior=models["normal"])
-    solver = LevenbergMarquardt(SVD(), atol=0.0, rtol=1e-4)
-    found = solve(problem, solver, models["mean"], max_steps=MAX_STEPS)
-    return found.value, found.stats.num_steps, found.stats.num_steps + found.stats.num_rejected
+OURS = "NLBP on the network"
+CORRECTED = "NLBP, corrected by the equation"
+EQUATION = ("DPS", CORRECTED)
+"""These evaluate the equation at every step."""
 
 
-def _plain(method: Any, models: Any, y: Array, key: PRNGKeyArray) -> Any:
-    return method(models, y, key), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-
-
-def _mean(models: Any, y: Array, key: PRNGKeyArray) -> Array:
-    return models["mean"]
-
-
-def _pinv(models: Any, y: Array, key: PRNGKeyArray) -> Array:
-    return models["natural"].pinv(y)
-
-
-def methods(num_steps: int, scale: float) -> dict[str, tuple[Any, int, bool]]:
-    """By name: `(models, y, key) -> (x, steps of LM, evaluations of f)`, denoiser calls, and whether it is drawn."""
-    dps, ours = (functools.partial(_sampled, g, num_steps) for g in (functools.partial(_dps, scale), _nlbp))
-    alone = functools.partial(_sampled, lambda models, y: None, num_steps)
+@functools.cache
+def methods(num_steps: int) -> dict[str, tuple[Any, int]]:
+    """By name: `(models, y, key) -> x`, and the evaluations of the denoiser."""
+    by = lambda make: functools.partial(_sampled, make, num_steps)
     return {
-        "mean field": (functools.partial(_plain, _mean), 0, False),
-        "pinv": (functools.partial(_plain, _pinv), 0, False),
-        LM_NAMES[0]: (functools.partial(_from, _mean), 0, False),
-        LM_NAMES[1]: (functools.partial(_from, _pinv), 0, False),
-        LM_NAMES[2]: (_with_normal_prior, 0, False),
-        "prior alone": (functools.partial(_plain, alone), num_steps, True),
-        "DPS": (functools.partial(_plain, dps), num_steps, True),
-        "NLBP on the network": (functools.partial(_plain, ours), num_steps, True),
-        "NLBP on the network, then LM": (functools.partial(_from, ours), num_steps, True),
+        "mean field": (lambda models, y, key: models["mean"], 0),
+        "pinv": (lambda models, y, key: models["natural"].pinv(y), 0),
+        "prior alone": (by(lambda models, y: None), num_steps),
+        "DPS": (by(_dps), num_steps),
+        OURS: (by(_nlbp), num_steps),
+        CORRECTED: (by(_corrected), num_steps),
     }
-
-
-@eqx.filter_jit
-def _batch(method: Any, models: Any, ys: Array, keys: PRNGKeyArray) -> Any:
-    with jax.default_matmul_precision("highest"):
-        return jax.lax.map(lambda keys: jax.vmap(lambda y, key: method(models, y, key))(ys, keys), keys)
-
-
-def timed_batch(method: Any, models: Any, ys: Array, key: PRNGKeyArray, num_seeds: int) -> tuple[Any, float]:
-    """What a method finds, of shape `(seeds, items, ...)`, and the seconds of processor time per item and seed."""
-    keys = jax.random.split(key, (num_seeds, len(ys)))
-    run = _batch.lower(method, models, ys, keys).compile()
-    start = time.process_time()
-    found = jax.block_until_ready(run(method, models, ys, keys))
-    return found, (time.process_time() - start) / (num_seeds * len(ys))
 
 
 @eqx.filter_jit
@@ -240,7 +245,7 @@ def _normal(xs: Array) -> GaussianPrior:
 def _setting(bench: Bench, science: Science) -> tuple[AbstractMap, Array, Array, Array, Array, Array]:
     """The map, fields and clean data for training, held-out fields, their noisy data, and the noise."""
     h, fields = science.forward(bench.dtype), science.fields(bench.dtype)
-    num, num_items = (256, 4) if bench.quick else (2048, 32)
+    num, num_items = (256, 4) if bench.quick else (2048, science.num_items)
     keys = jax.random.split(key_of(bench, "fields"), 3)
     train, test = (
         jax.jit(jax.vmap(fields))(jax.random.split(k, n)) for k, n in zip(keys[:2], (num, num_items), strict=True)
@@ -264,37 +269,48 @@ def fields_part(bench: Bench, science: Science) -> Findings:
     normal = _normal(train)
     models = {"prior": prior, "h": h, "natural": natural, "normal": normal, "mean": normal.mean, "noise": noise}
     num_steps, num_seeds = (8, 2) if bench.quick else (50, 3)
-    scale = 0.1
+    models["scale"] = jnp.asarray(0.1, bench.dtype)
     if not bench.quick:
-        errors = []
-        for tried in SCALES:
-            method = functools.partial(_sampled, functools.partial(_dps, tried), num_steps)
-            x = draw(method, models, ys[:16], key=bench.key, num_seeds=1).x[0]
-            errors.append(np.nan_to_num(np.median(_relative(x, train[:16])), nan=np.inf))
-        scale = SCALES[int(np.argmin(errors))]
-    rows, arrays = [], {"truth": test[:8]}
-    for name, (method, cost, drawn) in methods(num_steps, scale).items():
-        (x, steps, evaluations), seconds = timed_batch(method, models, data, bench.key, num_seeds if drawn else 1)
-        misfit = jnp.sqrt(
-            jnp.mean((_data(h, x.reshape(-1, x.shape[-1])).reshape(len(x), *data.shape) - data) ** 2, axis=-1)
-        )
+        score = lambda x: -np.median(_relative(x[0], train[:16]))
+        models["scale"] = best_scale(methods(num_steps)["DPS"][0], models, ys[:16], score, key=bench.key)
+    found = {
+        name: (draw(method, models, data, key=bench.key, num_seeds=num_seeds if cost else 1), cost)
+        for name, (method, cost) in methods(num_steps).items()
+    }
+    rows: list[dict[str, Any]] = []
+    arrays: dict[str, Any] = {"truth": test[:8]}
+
+    def add(name: str, x: Array, steps: Any, evaluations: Any, cost: int, seconds: float) -> None:
+        seen = _data(h, x.reshape(-1, x.shape[-1])).reshape(len(x), *data.shape)
+        misfit = jnp.sqrt(jnp.mean((seen - data[None]) ** 2, axis=-1)) / noise
         rows.append(
             {
                 "method": name,
                 "error": float(np.median(_relative(x, test))),
                 "error of the mean": float(np.median(_relative(np.mean(x, axis=0), test))),
-                "misfit / noise": float(jnp.median(misfit / noise)),
-                "worst": float(jnp.max(misfit / noise)),
-                "steps of LM": float(np.median(steps)),
-                "of f": float(np.median(evaluations)) + (num_steps if name == "DPS" else 0),
+                "misfit / noise": float(jnp.median(misfit)),
+                "worst": float(jnp.max(misfit)),
+                "steps of LM": float(np.mean(steps)),
+                "of f": float(np.mean(evaluations)),
                 "evaluations": cost,
                 "derivatives": cost if name == "DPS" else 0,
                 "CPU ms": 1e3 * seconds,
             }
         )
         arrays[name] = x[0, :8]
+
+    for name, (drawn, cost) in found.items():
+        add(name, drawn.x, 0, num_steps if name in EQUATION else 0, cost, drawn.seconds)
+    descent = Descent(models, data)
+    for name in ("mean field", "pinv", OURS, CORRECTED):
+        drawn, cost = found[name]
+        x, steps, evaluations, seconds = descent(drawn.x)
+        evaluations = evaluations + (num_steps if name in EQUATION else 0)
+        add(f"LM from {name}", x, steps, evaluations, cost, drawn.seconds + seconds)
     arrays["deviation of the samples"] = np.std(x, axis=0)[:8]
-    measures = {"fields": len(test), "seeds": num_seeds, "scale of DPS": scale, "noise": float(noise)}
+    x, steps, evaluations, seconds = Descent(models, data, normal)(found["mean field"][0].x)
+    add("LM with a normal prior", x, steps, evaluations, 0, seconds)
+    measures = {"fields": len(test), "seeds": num_seeds, "scale of DPS": float(models["scale"]), "noise": float(noise)}
     arrays = {name: np.asarray(array).reshape(-1, SIDE, SIDE) for name, array in arrays.items()}
     return Findings(rows, measures, arrays)
 
@@ -302,22 +318,19 @@ def fields_part(bench: Bench, science: Science) -> Findings:
 def pairs_part(bench: Bench, science: Science) -> Findings:
     """Levenberg-Marquardt from the mean and from the pseudo-inverse of networks trained with few pairs."""
     h, train, ys, test, data, noise = _setting(bench, science)
-    rows = []
-    for num in (0, 32, 128) if bench.quick else (0, 32, 128, 512, 2048):
-        models = {"h": h, "noise": noise, "mean": jnp.mean(train, axis=0)}
+    descent, rows = Descent({"h": h, "noise": noise}, data), []
+    for num in (0, 64) if bench.quick else (0, *science.pairs):
         if num:
-            models["natural"] = _network(bench, h, train, ys, num)
-        method = functools.partial(_from, _pinv if num else _mean)
-        (x, steps, evaluations), seconds = timed_batch(method, models, data, bench.key, 1)
-        begin = _data(
-            h, jax.vmap(models["natural"].pinv)(data) if num else jnp.broadcast_to(models["mean"], test.shape)
-        )
+            starts = jax.jit(jax.vmap(_network(bench, h, train, ys, num).pinv))(data)
+        else:
+            starts = jnp.broadcast_to(jnp.mean(train, axis=0), test.shape)
+        x, steps, evaluations, seconds = descent(starts[None])
+        misfit = jnp.sqrt(jnp.mean((_data(h, starts) - data) ** 2, axis=1)) / noise
         rows.append(
             {
                 "pairs": num,
-                "misfit / noise at the start": float(
-                    jnp.median(jnp.sqrt(jnp.mean((begin - data) ** 2, axis=1)) / noise)
-                ),
+                "misfit / noise at the start": float(jnp.median(misfit)),
+                "error at the start": float(np.median(_relative(starts, test))),
                 "steps of LM": float(np.mean(steps)),
                 "most": int(np.max(steps)),
                 "of f": float(np.mean(evaluations)),
@@ -325,9 +338,8 @@ def pairs_part(bench: Bench, science: Science) -> Findings:
                 "error": float(np.median(_relative(x[0], test))),
             }
         )
-    saved = {row["pairs"]: 1 - row["steps of LM"] / max(rows[0]["steps of LM"], 1) for row in rows[1:]}
-    measures = {"share of the steps saved": {str(num): share for num, share in saved.items()}, "fields": len(test)}
-    return Findings(rows, measures)
+    saved = {str(row["pairs"]): 1 - row["steps of LM"] / max(rows[0]["steps of LM"], 1) for row in rows[1:]}
+    return Findings(rows, {"share of the steps saved": saved, "fields": len(test)})
 
 
 def figures(found: Mapping[str, Findings]) -> dict[str, Any]:

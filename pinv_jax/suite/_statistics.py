@@ -53,8 +53,8 @@ class Quantiles(AbstractSurjection[Any]):
         y = values[:, np.asarray(self.ranks)]
         below, above = self._segments()
         low, high = y[:, below], y[:, above]
-        wide = high > low
-        place = jnp.where(wide, (values - low) / jnp.where(wide, high - low, 1), values - low)
+        wide, inside = high > low, jnp.broadcast_to(below != above, low.shape)
+        place = jnp.where(wide, (values - low) / jnp.where(wide, high - low, 1), jnp.where(inside, 0, values - low))
         return y, (order, place)
 
     def merge(self, y: Float[Array, "c num"], z: Any) -> Float[Array, "c h w"]:
@@ -62,7 +62,7 @@ class Quantiles(AbstractSurjection[Any]):
         order, place = z
         below, above = self._segments()
         low, high = y[:, below], y[:, above]
-        values = low + place * jnp.where(high > low, high - low, 1)
+        values = low + place * jnp.where(jnp.broadcast_to(below != above, low.shape), high - low, 1)
         back = jnp.argsort(order, axis=1)
         return jnp.take_along_axis(values, back, axis=1).reshape(self.shape)
 

@@ -21,7 +21,7 @@ from ..diffusion import DDPM, DPS, project_after, sample
 from ..learn import Stage, Term, clipped_adam, fit
 from ..maps import PixelUnshuffle, SurjectiveChain, invertible_network, log_det, prepare
 from ._digits import Labelled, image_psnr, key_of
-from ._guided import SCALES, draw, misses, of_unit, to_unit
+from ._guided import best_scale, draw, misses, of_unit, to_unit
 from ._restore_logits import REFERENCE, digit_prior, figures, observed_digits
 from ._statistics import Style
 from ._study import Bench, Findings, Study
@@ -42,14 +42,14 @@ def flow(bench: Bench, name: str, factor: int, train: Labelled) -> SurjectiveCha
     unshuffle = PixelUnshuffle((1, 8, 8), factor, bench.dtype)
     psi = invertible_network(
         unshuffle.out_structure().shape,
-        num_layers=6,
+        num_layers=4,
         hidden=32,
         scale_bound=1.0,
         centred=False,
         dtype=bench.dtype,
         key=key_of(bench, name),
     )
-    num_steps = 100 if bench.quick else 1500
+    num_steps = 50 if bench.quick else 1500
     optimiser = clipped_adam(1e-3, num_steps=num_steps, warmup_steps=20)
     stage = Stage({"likelihood": Term(negative_log_likelihood)}, _everything, num_steps, 64, optimiser)
     folder = bench.fits.parent / name
@@ -80,19 +80,20 @@ def _sampled(make: Any, num_steps: int, models: Any, item: Any, key: PRNGKeyArra
     return sample(models["prior"], DDPM(num_steps), key=key, guide=make(models, item))
 
 
-def _dps(scale: float, models: Any, item: Any) -> DPS:
+def _dps(models: Any, item: Any) -> DPS:
     seen, style = item
-    return DPS(Stylised(models["f"], style), seen, scale)  # pyright: ignore[reportCallIssue]
+    return DPS(Stylised(models["f"], style), seen, models["scale"])  # pyright: ignore[reportCallIssue]
 
 
-def methods(num_steps: int, scale: float) -> dict[str, tuple[Any, int, bool]]:
+@functools.cache
+def methods(num_steps: int) -> dict[str, tuple[Any, int, bool]]:
     """By name: `(models, (stylised image, its style), key) -> x`, denoiser calls, whether its derivative is needed."""
     by = lambda make: functools.partial(_sampled, make, num_steps)
     return {
         "stylised image": (lambda models, item, key: item[0], 0, False),
         "prior alone": (by(lambda models, item: None), num_steps, False),
         "pinv, average style": (lambda models, item, key: models["f"].pinv(models["f"](item[0])), 0, False),
-        "DPS": (by(functools.partial(_dps, scale)), num_steps, True),
+        "DPS": (by(_dps), num_steps, True),
         "NLBP": (by(lambda models, item: project_after(models["f"], models["f"](item[0]))), num_steps, False),
     }
 
@@ -123,21 +124,14 @@ def reversal(bench: Bench, name: str, factor: int) -> Findings:
         each = jax.vmap(jax.vmap(image_psnr), (None, 0))(to_unit(truth), to_unit(found))
         return float(jnp.median(each))
 
-    scale = 0.1
+    models["scale"] = jnp.asarray(0.1, bench.dtype)
     if not bench.quick:
-        known = 2 * train.x[100:116] - 1
-        items = (
-            stylise(known + 0.4 * noise[:16], jax.tree.map(lambda a: a[:16], styles)),
-            jax.tree.map(lambda a: a[:16], styles),
-        )
-        levels = [
-            level(draw(methods(num_steps, s)["DPS"][0], models, items, key=bench.key, num_seeds=1).x, known)
-            for s in SCALES
-        ]
-        scale = SCALES[int(np.nanargmax(levels))]
+        known, some = 2 * train.x[100:116] + 0.4 * noise[:16] - 1, jax.tree.map(lambda a: a[:16], styles)
+        items, score = (stylise(known, some), some), lambda found: level(found, known)
+        models["scale"] = best_scale(methods(num_steps)["DPS"][0], models, items, score, key=bench.key)
     labels, rows, arrays = np.asarray(asked.y[:num]), [], {"digit": to_unit(x[:10, 0]), "style": other[:10, 0]}
     y = jax.jit(jax.vmap(f))(x)
-    for method_name, (method, cost, derivative) in methods(num_steps, scale).items():
+    for method_name, (method, cost, derivative) in methods(num_steps).items():
         found = draw(method, models, (seen, styles), key=bench.key, num_seeds=num_seeds if cost else 1)
         missed = np.asarray(misses(f, found.x, y))
         right = judge(to_unit(found.x.reshape(-1, 1, 8, 8))).reshape(found.x.shape[:2]) == labels
@@ -158,7 +152,7 @@ def reversal(bench: Bench, name: str, factor: int) -> Findings:
     measures = {
         "digits": num,
         "seeds": num_seeds,
-        "scale of DPS": scale,
+        "scale of DPS": float(models["scale"]),
         "numbers lost": 2 * shape[0],
         "inverse of the network": float(
             jnp.max(jnp.abs(jax.vmap(trunk.pinv)(jax.vmap(trunk)(asked.x[:num])) - asked.x[:num]))

@@ -55,13 +55,25 @@ def auto_axes(mesh: Mesh | None) -> Mesh | None:
 
 def spread(tree: PyTree, mesh: Mesh) -> PyTree:
     """Puts arrays on the devices, their leading axis divided among them."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    return _put(tree, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Puts arrays on every device; other leaves pass."""
-    arrays, rest = eqx.partition(tree, eqx.is_array_like)
-    return eqx.combine(jax.device_put(arrays, NamedSharding(mesh, PartitionSpec())), rest)
+    return _put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    def put(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            return leaf
+        # device_put does not take keys to other processes
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = jax.device_put(jax.random.key_data(leaf), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        return jax.device_put(leaf, sharding)
+
+    return jax.tree.map(put, tree)
 
 
 def check_divides(num: int, mesh: Mesh, what: str) -> None:
@@ -80,6 +92,7 @@ def check_processes(tree: PyTree, what: str) -> None:
     digest = 0
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         text = f"{jax.tree_util.keystr(path)} {getattr(leaf, 'dtype', '')} {jnp.shape(leaf)}"
+        # device_put does not take keys to other processes
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         if isinstance(leaf, np.ndarray | np.generic) or isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
