@@ -198,6 +198,7 @@ def test_derivatives_of_a_linear_problem_are_the_pseudo_inverse(solver_name):
     np.testing.assert_allclose(tangent, (ahead - behind) / (2 * step), atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver_name",
     ["lbfgs", *(pytest.param(name, marks=pytest.mark.slow) for name in ("levenberg-marquardt", "gauss-newton, cg"))],

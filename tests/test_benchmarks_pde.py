@@ -35,6 +35,7 @@ def rows(subject):
     )
 
 
+@pytest.mark.slow
 def test_contest_reaches_the_residual_and_counts(rows, subject):
     assert [(row["solver"], row["batch"]) for row in rows] == [
         (name, batch) for batch in (4, 1) for name in ("D-IPG", "LM, dense", "optimistix LM")

@@ -73,6 +73,7 @@ def test_training_moves_the_gains_and_the_corrector_and_nothing_else():
     assert np.mean(loss[-6:]) < 0.3 * np.mean(loss[:2])
 
 
+@pytest.mark.slow
 def test_the_trained_network_beats_its_initial_guess_and_the_mean():
     camera = maps.blurring_camera(SHAPE, 1.0, window=5)
     test = data.generate(data.smooth_images(8), camera, 64, key=jax.random.key(9), noise_std=0.01)

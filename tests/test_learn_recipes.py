@@ -85,6 +85,7 @@ def test_three_stages_train_surrogate_and_inverse(selection, from_data):
     assert history["jcp"].score.shape == (8,)
 
 
+@pytest.mark.slow
 def test_penalty_lowers_the_composition_defect_against_its_ablation():
     train, validation = dataset(256, 2), dataset(64, 3)
     stages = learn.three_stage(SMALL, 256)

@@ -161,6 +161,7 @@ def test_networks_are_bijections(dtype):
     assert relative(got.again, x) <= (1e-12 if dtype == jnp.float64 else 5e-6)
 
 
+@pytest.mark.slow
 @slow_in_float32
 def test_linear_surjections_of_networks_have_exact_right_inverses(dtype):
     _, y, got = measured(dtype)

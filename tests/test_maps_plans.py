@@ -109,6 +109,7 @@ def exactness(f, num):
     return max(np.max(np.linalg.norm(flat(a - b), axis=1) / np.linalg.norm(flat(b), axis=1)) for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mixing", "dtype"), [("cayley", jnp.float64), pytest.param("householder", jnp.float32, marks=pytest.mark.slow)]
 )

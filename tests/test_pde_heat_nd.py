@@ -48,6 +48,7 @@ def test_spectral_map_acts_along_every_axis_by_itself(num_dimensions):
     np.testing.assert_allclose(SPECTRAL[num_dimensions](7)(x), expected, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("modes", "grids"), [((1, 2), (7, 15, 31)), ((1, 2, 1), (7, 15, 31))])
 def test_second_order_in_space(modes, grids):
     errors = []
