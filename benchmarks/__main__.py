@@ -11,6 +11,7 @@ NAMES = (
     "lanes",
     "streaming",
     "batch_cost",
+    "devices",
     "gpu",
     "cost",
     "scale",
