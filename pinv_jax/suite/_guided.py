@@ -157,7 +157,7 @@ class Samples:
 
 
 @eqx.filter_jit
-def _apply(method: Any, models: Any, items: Any, keys: PRNGKeyArray) -> Array:
+def _apply(method: Any, models: Any, items: Any, keys: Key[Array, "seeds items"]) -> Array:
     one_seed = lambda keys: jax.vmap(lambda item, key: method(models, item, key))(items, keys)
     with jax.default_matmul_precision("highest"):
         return jax.lax.map(one_seed, keys)
