@@ -204,5 +204,5 @@ def test_quick_logits_are_met_and_the_judge_agrees(tmp_path):
 def test_quick_darcy_is_met_within_the_noise(tmp_path):
     table = quick(suite.SCIENCE_DARCY, tmp_path, "fields")["tables"]["fields"]
     misfit, error = cells(table, "misfit / noise"), cells(table, "error")
-    assert misfit["LM from NLBP, corrected by the equation"] <= 1.01 < misfit["prior alone"]
+    assert misfit["LM from NLBP on the network"] <= 1.01 < misfit["prior alone"]
     assert error["LM with a normal prior"] < error["prior alone"]
