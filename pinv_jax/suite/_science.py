@@ -257,9 +257,9 @@ def _setting(bench: Bench, science: Science) -> tuple[AbstractMap, Array, Array,
 
 def _relative(x: Array, truth: Array) -> np.ndarray:
     """The error of every field, relative to the truth without its mean over all fields."""
-    x, truth = np.asarray(x), np.asarray(truth)
-    scale = np.sqrt(np.mean((truth - np.mean(truth, axis=0)) ** 2, axis=-1))
-    return np.sqrt(np.mean((x - truth) ** 2, axis=-1)) / scale
+    found, true = np.asarray(x), np.asarray(truth)
+    scale = np.sqrt(np.mean((true - np.mean(true, axis=0)) ** 2, axis=-1))
+    return np.sqrt(np.mean((found - true) ** 2, axis=-1)) / scale
 
 
 def fields_part(bench: Bench, science: Science) -> Findings:
