@@ -10,7 +10,6 @@ they may contradict each other: the histogram of a warm image and the logits of 
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from .. import plots
 from .._problem import Problem
 from ..diffusion import DDPM, DPS, project_after, sample
 from ..maps import Affine, Joint, Natural, SurjectiveChain, prepare
 from ..solvers import CyclicProjection, solve
+from ._attributes import figures
 from ._digits import each
 from ._guided import all_samples, best_scale, draw, misses, nearest, of_unit, to_unit
 from ._restore_logits import REFERENCE
@@ -135,16 +134,6 @@ def mixed(bench: Bench, crossed: int) -> Findings:
         arrays[name] = to_unit(found.x[0, :12])
     measures = {"images": num, "seeds": num_seeds, "scale of DPS": float(models["scale"])}
     return Findings(rows, measures, {k: np.moveaxis(np.asarray(v), 1, -1) for k, v in arrays.items()})
-
-
-def figures(found: Mapping[str, Findings]) -> dict[str, Any]:
-    """Where the data come from, and what every method returns."""
-    return {
-        name: plots.image_grid(
-            {title.replace(", ", ",\n"): array for title, array in part.arrays.items()}, limits=(0.0, 1.0)
-        )
-        for name, part in found.items()
-    }
 
 
 MIXED_CONSTRAINTS = Study(
