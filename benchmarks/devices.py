@@ -61,21 +61,23 @@ def contest(name: str, options: Any) -> list[dict[str, Any]]:
 
     program = jax.jit(lambda data: solve(data, mesh)).lower(subject.data).compile().as_text() or ""
     found = [word for word in COLLECTIVES if word in program]
-    modes: dict[str, dict[str, Any]] = {
-        "masked": {"mode": "masked"},
-        "compacting": {"mode": "compacting", "narrowest": 1},  # slots of each device
-        "streaming": {"mode": "streaming", "lanes": options.lanes},
+    # `narrowest` counts the slots of each device: as many in all.
+    modes: dict[str, dict[str, Callable[[], Any]]] = {
+        "masked": {
+            "one": lambda: solve(subject.data, None, mode="masked"),
+            "mesh": lambda: solve(subject.data, mesh, mode="masked"),
+        },
+        "compacting": {
+            "one": lambda: solve(subject.data, None, mode="compacting", narrowest=options.devices),
+            "mesh": lambda: solve(subject.data, mesh, mode="compacting", narrowest=1),
+        },
+        "streaming": {
+            "one": lambda: solve(subject.data, None, mode="streaming", lanes=options.lanes),
+            "mesh": lambda: solve(subject.data, mesh, mode="streaming", lanes=options.lanes),
+        },
     }
-
-    def alone(settings: dict[str, Any]) -> dict[str, Any]:
-        return settings | {key: options.devices * settings[key] for key in ("narrowest",) if key in settings}
-
     rows = []
-    for mode, settings in modes.items():
-        calls: dict[str, Callable[[], Any]] = {
-            "one": lambda settings=settings: solve(subject.data, None, **alone(settings)),
-            "mesh": lambda settings=settings: solve(subject.data, mesh, **settings),
-        }
+    for mode, calls in modes.items():
         times: dict[str, list[tuple[float, float]]] = {key: [] for key in calls}
         values = {key: wait(call()) for key, call in calls.items()}  # compiled
         for _ in range(options.rounds):

@@ -70,8 +70,8 @@ def solve_batch(
         axes: which leaves differ from lane to lane: a `Problem` of axes, as `jax.vmap` takes them, for example
             `Problem(None, 0, prior=GaussianPrior(None, 0))`, or a pair of that and one for the solver. In place of the
             forward map stands an axis for all its arrays, or a copy of it with an axis or `None` for each array.
-        narrowest: lanes are not gathered into fewer slots than this, by default 1 if compacting and a 16th of the
-            lanes if streaming. `narrowest=lanes` keeps the width fixed.
+        narrowest: lanes are not gathered into fewer slots than this, by default 1 if compacting (a 64th of them if
+            `"auto"` chose so) and a 16th of the lanes if streaming. `narrowest=lanes` keeps the width fixed.
         mesh: spreads the observations over all devices of a `jax.sharding.Mesh`. Each has its own queue and retires
             its own lanes; inside loops no device waits for another. The number of observations, and `lanes`, must be
             multiples of the number of devices.
@@ -143,7 +143,7 @@ def pick_mode(num: int, lanes: int | None) -> Mode:
     """The rule of `mode="auto"`, measured by `python -m benchmarks lanes`.
 
     With `lanes`, streaming. Otherwise compacting from 4096 observations on: on an even batch it costs a tenth more than
-    masked lanes, on an uneven one it is ten to twenty-five times as fast. Smaller batches are masked: the further
+    masked lanes, on uneven ones it is ten to thirty times as fast. Smaller batches are masked: the further
     programs, about a second of compilation for each width, take longer than they save, unless the same batch is solved
     again and again; then write `mode="compacting"`.
     """

@@ -33,7 +33,7 @@ class Implicit(eqx.Module):
     the stationary point, it is certified if `|p| <= tolerance (|x| + |x - x0|)`, and if no variable might reach or
     leave a bound on that way. What is then returned is the derivative for the nearby observation, `J p` away, for
     which `x` is stationary. A solve that stopped at the noise level, or that ran out of steps, is not stationary: its
-    implicit derivative is wrong, by a factor of five or more in our tests, and is not certified.
+    implicit derivative is wrong, in the tests by more than five times its size, and is not certified.
 
     Where `H` is singular, minimisers are not isolated, and the steps choose among them. The derivative is then the one
     of least norm: that of the nearest minimiser. It is the derivative of the steps too if `f` is linear and they stay
