@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import jax
@@ -11,7 +12,19 @@ jax.config.update("jax_numpy_dtype_promotion", "standard")
 hook = install_import_hook("pinv_jax", "beartype.beartype")
 hook.__enter__()  # for the whole session: annotated shapes are checked in every test
 
+from pinv_jax.cli import compile_quickly  # noqa: E402 - after the hook
+
 MAPS = Path("/proc/self/maps")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The default tests are mostly compilation; the slow ones are compiled as a user's programs are.
+
+    So is all of it with `XLA_FLAGS= pytest`.
+    """
+    if config.getoption("markexpr") == "slow":
+        os.environ.setdefault("XLA_FLAGS", "")
+    compile_quickly()
 
 
 @pytest.fixture(scope="module", autouse=True)
