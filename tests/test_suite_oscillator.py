@@ -71,7 +71,7 @@ def rows(report, recipe, solver, note=""):
 
 @pytest.mark.slow
 def test_the_quick_run_beats_regression(tmp_path):
-    report = suite.run(suite.OSCILLATOR, suite.Options(quick=True), tmp_path / "r", stream=None)
+    report = suite.run(suite.OSCILLATOR, suite.Options(quick=True, num_test=8), tmp_path / "r", stream=None)
     stop = f"res <= {_oscillator.TOLERANCE:g}"
     solved = rows(report, "default", "safeguarded", stop)
     assert solved["success_rate"] >= 0.9

@@ -139,7 +139,7 @@ class FieldProblem:
 
 def dataset(problem: FieldProblem, *, seed: int, num_test: int, dtype: DTypeLike, quick: bool) -> Dataset:
     """Training and validation pairs without noise, test observations with it; drawn anew for every seed."""
-    num_train, num_val = (512, 64) if quick else problem.sizes
+    num_train, num_val = (256, 32) if quick else problem.sizes
     return make_dataset(
         problem.physics(dtype),
         problem.sample(dtype),
@@ -162,7 +162,7 @@ def train_published(
     shape, dtype = train.x.shape[1:], train.x.dtype
     constants = THREE_STAGE[networks.constants]
     if quick:
-        constants = dataclasses.replace(constants, epochs=(2, 1, 1))
+        constants = dataclasses.replace(constants, epochs=(1, 1, 1))
         networks = dataclasses.replace(networks, width=8, num_blocks=1)
     options: dict[str, Any] = {"width": networks.width, "num_blocks": networks.num_blocks, "padding": networks.padding}
     surrogate = ResidualCNN(shape, **options, dtype=dtype, key=forward_key)
