@@ -20,7 +20,7 @@ from ..maps import prepare
 from ._axes import shares_maps, split_lanes
 from ._base import AbstractSolver
 from ._check import as_floating, check_arguments, check_batch
-from ._lanes import Queue, Task, Traced, run_lanes
+from ._lanes import Queue, Task, Traced, descending, run_lanes
 from ._loop import Adjoint, as_arrays, run_lane
 
 Mode = Literal["auto", "masked", "compacting", "streaming"]
@@ -52,7 +52,7 @@ def solve_batch(
       composes with `jit`, `vmap` and derivatives;
     - `"compacting"`: the live lanes are gathered into ever fewer slots, powers of two. One compiled step per width;
     - `"streaming"`: observations wait in a queue, `lanes` of them are worked on, and finished lanes are refilled inside
-      the compiled loop; the last ones are compacted.
+      the compiled loop; the last ones are compacted, below a sixteenth of the lanes by quarters.
 
     At a fixed width a lane's numbers are the same to the last bit whatever its neighbours and their order; another
     width rounds differently (matrix-vector and matrix-matrix kernels do). `stats.useful` is the share of lane-steps
@@ -70,8 +70,8 @@ def solve_batch(
         axes: which leaves differ from lane to lane: a `Problem` of axes, as `jax.vmap` takes them, for example
             `Problem(None, 0, prior=GaussianPrior(None, 0))`, or a pair of that and one for the solver. In place of the
             forward map stands an axis for all its arrays, or a copy of it with an axis or `None` for each array.
-        narrowest: lanes are not gathered into fewer slots than this, by default 1 if compacting (a 64th of them if
-            `"auto"` chose so) and a 16th of the lanes if streaming. `narrowest=lanes` keeps the width fixed.
+        narrowest: lanes are not gathered into fewer slots than this, by default 1 if compacting, and a 256th of them
+            if streaming or if `"auto"` chose. `narrowest=lanes` keeps the width fixed.
         mesh: spreads the observations over all devices of a `jax.sharding.Mesh`. Each has its own queue and retires
             its own lanes; inside loops no device waits for another. The number of observations, and `lanes`, must be
             multiples of the number of devices.
@@ -101,12 +101,11 @@ def solve_batch(
     part, shared = split_lanes(problem, solver, axes, num)
     prepared = shares_maps(part)
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((part, shared, x0, keys)))
+    widths = pick_widths(num, lanes, mode, narrowest, mesh)
     if traced or not isinstance(solver, AbstractSolver):
         mode = "masked"
     elif mode == "auto":
         mode = pick_mode(num, lanes)
-        if narrowest is None and mode == "compacting":
-            narrowest = -(-num // (64 if mesh is None else 64 * mesh.size))  # seven programs at most
     if mode != "masked" and prepared:  # once for all programs
         with jax.default_matmul_precision(precision):
             part, shared = split_lanes(prepare(problem), prepare(solver), axes, num)
@@ -118,7 +117,6 @@ def solve_batch(
         if mode != "masked":
             task = Task(shared, limit, history, precision, prepared)
             queue = Queue(part, x0, keys, share_of(num, num, mesh))
-            widths = pick_widths(num, lanes, mode, narrowest, mesh)
             report = None if progress is None else lambda waiting, live: progress(num - waiting - live, live, num)
             with contextlib.suppress(Traced):
                 return run_lanes(task, queue, mesh=mesh, report=report, **widths)
@@ -152,14 +150,22 @@ def pick_mode(num: int, lanes: int | None) -> Mode:
     return "compacting" if num >= 4096 else "masked"
 
 
-def pick_widths(num: int, lanes: int | None, mode: Mode, narrowest: int | None, mesh: Mesh | None) -> dict[str, int]:
-    """Slots of each device, how many of them are exchanged at once, and below how many they are not gathered."""
+def pick_widths(num: int, lanes: int | None, mode: Mode, narrowest: int | None, mesh: Mesh | None) -> dict[str, Any]:
+    """Slots of each device, into how few they are gathered, and how many are exchanged at once.
+
+    Every width is a program to compile. Explicitly compacting halves down to one lane; otherwise the widths below a
+    sixteenth are quarters, seven programs for any number of lanes: a turn of so few lanes costs little besides its
+    overhead, but a wider pool would make hundreds of dear turns for its last, slowest lane.
+    """
     devices = 1 if mesh is None else mesh.size
     each = -(-num // devices)
-    width = each if mode == "compacting" else min(each, (DEFAULT_LANES if lanes is None else lanes) // devices)
+    streams = mode == "streaming" or lanes is not None
+    width = min(each, (DEFAULT_LANES if lanes is None else lanes) // devices) if streams else each
+    thorough = mode == "compacting"
     if narrowest is None:
-        narrowest = 1 if mode == "compacting" else -(-width // 16)
-    return {"width": width, "num_exchanged": -(-width // 8), "narrowest": narrowest}
+        narrowest = 1 if thorough else -(-width // 256)
+    widths = descending(width, narrowest, halved=1 if thorough else -(-width // 16))
+    return {"widths": widths, "num_exchanged": -(-width // 8)}
 
 
 def share_of(count: int, num: int, mesh: Mesh | None) -> Array:

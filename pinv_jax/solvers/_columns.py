@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,9 @@ class Columns:
     def _write(self, rows: Mapping[str, np.ndarray], count: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         total = self.num_done + count
-        for name, array in rows.items():
-            array = array[:count]
+
+        def write(name: str) -> None:
+            array = rows[name][:count]
             header = _header(array.dtype, (total, *array.shape[1:]))
             path = self.folder / f"{name}.npy"
             # Written, not mapped: a full disk is then an error here, and not a signal that ends the process.
@@ -108,6 +110,10 @@ class Columns:
                 handle.write(header)
                 handle.flush()
                 os.fsync(handle.fileno())
+
+        # At once: file systems commit what waits for the disk together, a dozen files in the time of one.
+        with ThreadPoolExecutor(len(rows)) as pool:
+            list(pool.map(write, rows))
         meta = {"form": _FORM, "done": total, "fingerprint": self.fingerprint, "columns": list(rows)}
         write_json(self.folder / "stream.json", meta)
 

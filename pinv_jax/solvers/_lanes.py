@@ -258,19 +258,24 @@ def _looked_at(queue: Queue, stretch: Stretch) -> tuple[Stretch, Array]:
     return stretch, jnp.stack(numbers)[None]
 
 
-def lower_width(width: int, narrowest: int) -> int:
-    """The next power of two worth gathering into, at most three quarters of `width`; `narrowest` at least."""
-    power = 1 << max(0, (3 * width // 4).bit_length() - 1)
-    return max(power, narrowest) if width > narrowest else width
+def descending(width: int, narrowest: int, *, halved: int = 1) -> tuple[int, ...]:
+    """Widths worth gathering into, `width` first: powers of two, by halves down to `halved` and then by quarters.
+
+    The first is at most three quarters of `width`, and the last is `narrowest`.
+    """
+    found = [width]
+    while found[-1] > narrowest:
+        part = 3 * found[-1] // (4 if found[-1] > halved else 8)
+        found.append(max(narrowest, 1 << max(0, part.bit_length() - 1)))
+    return tuple(found)
 
 
 def run_lanes(
     task: Task,
     queue: Queue,
     *,
-    width: int,
+    widths: tuple[int, ...],
     num_exchanged: int,
-    narrowest: int,
     mesh: Mesh | None,
     report: Callable[..., Any] | None,
 ) -> Solution:
@@ -279,9 +284,8 @@ def run_lanes(
     Args:
         task: what the lanes share.
         queue: the observations, on every device as many; padding included.
-        width: slots per device.
+        widths: slots per device, and the ever fewer ones into which the last live lanes are gathered.
         num_exchanged: finished lanes that are exchanged at once.
-        narrowest: the width below which live lanes are not gathered any more.
         mesh: the devices.
         report: called as `report(waiting, live)` every few turns.
 
@@ -293,11 +297,11 @@ def run_lanes(
     """
     num, num_devices = queue.x0.shape[0], 1 if mesh is None else mesh.size
     limit = np.int32(TURNS_PER_REPORT if report is not None else np.iinfo(np.int32).max)
+    (width, *lower), live = widths, num
 
     def settled(fn: Callable[..., Any], *args: Any, **options: int) -> tuple[Stretch, int, int]:
         """`fn` on every device until the next look; the most live lanes and waiting observations of any device."""
-        below = lower_width(width, narrowest)
-        enough = np.int32(width - below if below < width else width + 1)
+        enough = np.int32(width - lower[0] if lower else width + 1)
         numbers = (jnp.asarray(enough), jnp.asarray(limit))
         stretch, counts = everywhere(fn, mesh, task, (queue, *args), numbers, tuple(options.items()))
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(stretch)):
@@ -311,12 +315,12 @@ def run_lanes(
         stretch, live, _ = settled(_load_and_settle)
     else:
         stretch = everywhere(_start, mesh, task, (queue,), (), (("width", width),))
-        waiting = live = num
-        while waiting or live > lower_width(width, narrowest):
+        waiting = num
+        while waiting or live > (lower[0] if lower else 0):
             stretch, live, waiting = settled(_stream, stretch, num_exchanged=num_exchanged)
     while live > 0:
         # Width by width, even if one is passed at once: the programs are then the same for every batch.
-        if live <= lower_width(width, narrowest) < width:
-            width = lower_width(width, narrowest)
+        if lower and live <= lower[0]:
+            width = lower.pop(0)
         stretch, live, _ = settled(_narrow_and_settle, stretch, width=width)
     return stretch.out

@@ -16,7 +16,7 @@ from .._mesh import auto_axes, check_divides, check_processes, replicate, spread
 from .._problem import Problem
 from .._solution import Solution
 from .._store import digest
-from ..maps import prepare
+from ..maps import AbstractMap, prepare, unstore
 from ._axes import split_lanes
 from ._base import AbstractSolver
 from ._batch import pick_widths, share_of
@@ -154,10 +154,14 @@ def _observations(data: Any, num: int | None) -> tuple[Iterator[Any], int | None
 
 def _starts(problem: Problem, row: Array, x0: Any) -> Callable[[int, int], np.ndarray]:
     """`(begin, count) -> starts`."""
-    try:
-        shared = jax.eval_shape(problem.forward, jax.ShapeDtypeStruct(np.shape(x0), row.dtype)).shape == row.shape
-    except (TypeError, ValueError):
-        shared = False
+    forward = unstore(problem.forward)
+    if isinstance(forward, AbstractMap):  # it says so without a trace
+        shared = np.shape(x0) == forward.in_structure().shape
+    else:
+        try:
+            shared = jax.eval_shape(forward, jax.ShapeDtypeStruct(np.shape(x0), row.dtype)).shape == row.shape
+        except (TypeError, ValueError):
+            shared = False
     if shared:
         start = np.asarray(as_floating(x0, "x0"))
         return lambda begin, count: np.broadcast_to(start, (count, *start.shape))
