@@ -157,13 +157,26 @@ def measure(options: Any, folder: Path) -> dict[str, Any]:
             flush=True,
         )
     report["rows"] = rows
-    # A call costs something before its first solve, most of what a thousand solves take: both slopes are given.
-    n, seconds = np.array([[row["n"], row["seconds"]] for row in rows], float).T
-    report["fixed_seconds"] = fixed = float(np.polyfit(n, seconds, 1, w=1 / n)[1]) if len(rows) > 1 else 0.0
-    report["slope"] = float(np.polyfit(np.log(n), np.log(seconds), 1)[0]) if len(rows) > 1 else None
-    rest = np.maximum(seconds - fixed, 1e-9)
-    report["slope_less_fixed"] = float(np.polyfit(np.log(n), np.log(rest), 1)[0]) if len(rows) > 1 else None
-    print(
-        f"slope of seconds against n: {report['slope']}, less the {fixed:.2f} s of a call {report['slope_less_fixed']}"
-    )
+    if len(rows) > 2:
+        report |= growth(*np.array([[row["n"], row["seconds"]] for row in rows], float).T)
     return report
+
+
+def growth(n: np.ndarray, seconds: np.ndarray) -> dict[str, Any]:
+    """How time grows with the number of observations: slopes in log-log, and the model `fixed + each * n`.
+
+    A call costs something before its first solve, and every chunk ends with the turns of its slowest lane, which few
+    others share; both are most of what a thousand solves take. The model is fitted to relative deviations.
+    """
+    each, fixed = np.polyfit(n, seconds, 1, w=1 / seconds)
+    slopes = {}
+    for first in range(len(n) - 1):
+        slopes[f"from {int(n[first])}"] = float(np.polyfit(np.log(n[first:]), np.log(seconds[first:]), 1)[0])
+    model = {
+        "fixed_seconds": float(fixed),
+        "seconds_per_solve": float(each),
+        "fixed_share": [float(fixed / (fixed + each * num)) for num in n],
+        "seconds_over_model": (seconds / (fixed + each * n)).tolist(),
+    }
+    print(f"slopes of seconds against n: {slopes}; {fixed:.3f} s + {1e6 * each:.2f} us n: {model}", flush=True)
+    return {"slopes": slopes, "model": model}

@@ -18,7 +18,7 @@ TIGHT = {"atol": 1e-13, "rtol": 1e-15}
 
 
 def curve(w, x):
-    return x[0] * jnp.exp(-x[1] * TIMES * w) + x[2] + 0.1 * x[0] ** 2
+    return x[0] * jnp.exp(-x[1] * TIMES.astype(x.dtype) * w) + x[2] + 0.1 * x[0] ** 2
 
 
 def wide(w, x):
@@ -93,6 +93,20 @@ def assert_close(found, expected, rtol):
 @pytest.mark.parametrize("name", ["over-determined", "under-determined"])
 def test_reverse_mode_against_differences(name):
     assert_close(jacobian(name, adjoint="implicit"), differences(name), 1e-6)
+
+
+@pytest.mark.slow
+def test_in_single_precision_against_differences_in_double():
+    f, w, data, x0 = PROBLEMS["over-determined"]
+    solver = solvers.LevenbergMarquardt(solvers.SVD(), atol=1e-7)
+
+    def solve(data, w):
+        problem = pj.Problem(lambda x: f(w, x), data)
+        return pj.solve(problem, solver, x0.astype(jnp.float32), max_steps=300, adjoint="implicit").value
+
+    found = jax.jit(jax.jacrev(solve, argnums=(0, 1)))(data.astype(jnp.float32), jnp.float32(w))
+    assert all(a.dtype == jnp.float32 for a in found)
+    assert_close(found, differences("over-determined"), 1e-3)
 
 
 @pytest.mark.slow

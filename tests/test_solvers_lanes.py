@@ -74,7 +74,7 @@ def test_modes_agree_and_waste_less(mode):
     [("lbfgs", "streaming"), ("levenberg-marquardt", "compacting"), ("safeguarded", "streaming")],
 )
 def test_every_kind_of_solver_agrees(mode, solver_name):
-    assert_agree(run(solver_name, **MODES[mode]), masked(solver_name), atol=1e-9 if solver_name == "lbfgs" else 1e-10)
+    assert_agree(run(solver_name, **MODES[mode]), masked(solver_name))
 
 
 def test_at_a_fixed_width_lanes_are_bit_identical_whatever_their_order_and_neighbours():
@@ -88,17 +88,66 @@ def test_at_a_fixed_width_lanes_are_bit_identical_whatever_their_order_and_neigh
             np.testing.assert_array_equal(getattr(shuffled.stats, name), getattr(found.stats, name)[other], name)
 
 
+def quadratic(x):
+    """Bent projections; products with a matrix are what rounds differently at another width."""
+    projected = jnp.asarray(np.random.default_rng(0).normal(size=(24, 8)), x.dtype) @ x
+    return projected**2 / 4 + projected
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("solver_name", "mode"),
-    [("levenberg-marquardt", "streaming"), ("levenberg-marquardt", "compacting"), ("lbfgs", "streaming")],
-)
-def test_in_single_precision_exceptions_are_tests_at_their_threshold(solver_name, mode):
+def test_in_single_precision_exceptions_are_tests_at_their_threshold():
+    num, atol, eps = 4096, 3e-3, float(jnp.finfo(jnp.float32).eps)
+    x_true, offset = np.random.default_rng(1).normal(size=(2, num, 8))
+    data = jax.vmap(quadratic)(jnp.asarray(x_true, jnp.float32))
+    x0 = jnp.asarray(x_true + 0.3 * offset, jnp.float32)
+    modes = {"mode": "masked"}, {"mode": "streaming", "lanes": 64, "narrowest": 64}
+
+    @functools.cache
+    def solved(max_steps):
+        problem, solver = pj.Problem(quadratic, data), solvers.LBFGS(atol=atol)
+        found = [pj.solve_batch(problem, solver, x0, max_steps=max_steps, history=101, **mode) for mode in modes]
+        return jax.tree.map(np.asarray, found)
+
+    runs = solved(100)
+    np.testing.assert_array_equal(*(run.result._value for run in runs))
+    assert np.all(runs[0].success)
+    num_steps = np.stack([run.stats.num_steps for run in runs])
+    different = np.flatnonzero(num_steps[0] != num_steps[1])
+    assert different.size <= 0.05 * num
+    margins = []
+    for lane in different:
+        last = int(num_steps[:, lane].min())
+        sizes = np.stack([run.history.step_size[lane, : last + 1] for run in runs])
+        forks = np.flatnonzero(sizes[0, 1:] != sizes[1, 1:])
+        rounding = eps * np.sqrt(np.mean(data[lane] ** 2))  # of a residual
+        if forks.size == 0:  # the same steps, and then one run met the tolerance
+            tested = [float(run.history.residual_rms[lane, last]) - atol for run in runs]
+        else:  # one run accepted the larger step, of which the other made a rejected trial
+            step = int(forks[0]) + 1
+            larger = int(np.argmax(sizes[:, step]))
+            tested = []
+            for run in (larger, 1 - larger):
+                before, after = (solved(i)[run].value[lane].astype(np.float64) for i in (step - 1, step))
+                moved = (after - before) * float(sizes[larger, step] / sizes[run, step])
+                objective = lambda x, y=data[lane]: 0.5 * jnp.mean((quadratic(x) - y) ** 2)
+                value, slope = jax.jvp(objective, (before,), (moved,))
+                trial = objective(before + moved)
+                # in units of a residual, as the tolerance
+                tested.append(float((trial - value - 1e-4 * slope) / (jnp.sqrt(2 * trial) + jnp.sqrt(2 * value))))
+        margins.append(min(np.abs(tested)) / rounding)
+    # What a run tests carries the rounding of all steps before, which the iteration amplifies in a lane or two.
+    assert np.max(margins, initial=0) <= 1000
+    assert np.median([0, *margins]) <= 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["streaming", "compacting"])
+def test_in_single_precision_dampings_take_the_same_steps(mode):
     here = PROBLEMS["curve fit"](jnp.float32)
     noise = 0.1 * np.random.default_rng(2).normal(size=(200, *here.x_true.shape))
     data = jax.vmap(here.forward)(here.x_true[None] + jnp.asarray(noise, jnp.float32))
     x0 = jnp.broadcast_to(here.x0, (200, *here.x0.shape))
-    solver = SOLVERS[solver_name](here.inverse, atol=1e-4)
+    solver = SOLVERS["levenberg-marquardt"](here.inverse, atol=1e-4)
     found, expected = (
         pj.solve_batch(here.problem(data), solver, x0, max_steps=60, **options)
         for options in (MODES[mode] | ({"narrowest": 50} if mode == "compacting" else {}), {"mode": "masked"})
@@ -106,8 +155,6 @@ def test_in_single_precision_exceptions_are_tests_at_their_threshold(solver_name
     np.testing.assert_array_equal(found.result._value, expected.result._value)
     same = np.asarray(found.stats.num_steps == expected.stats.num_steps)
     assert same.mean() >= 0.95
-    # Where steps differ, the shorter solve met the tolerance by rounding, or an acceptance test stood at its threshold:
-    # both ends meet the same tolerance.
     assert np.all(np.asarray(found.stats.residual_rms)[~same] <= 1e-4)
     assert np.all(np.asarray(expected.stats.residual_rms)[~same] <= 1e-4)
 
