@@ -5,13 +5,13 @@ inside the loop over iterates, so that a batch waits for its slowest search at e
 of an iterate at once and takes the first acceptable one. The rules are the solver's own in all three, so that only
 rounding tells their answers apart; derivatives are evaluated in all three only at accepted trials.
 
-On CPU parallel loses everywhere but by noise (3.7 times the time of carried in the geometric mean over 15 solvers and
-problems). Nested and carried are level in that mean (1.04) and differ from solver to solver: carried wins where trials
-cost as much as a step (safeguarded 1.7, Levenberg-Marquardt 1.1 to 1.3), where every lane searches (the paper form of
-D-IPG, 2.0) and for gradient descent (up to 1.5); nested where long searches of a few lanes make the others evaluate
-derivatives in turns of their own (the defect form of D-IPG with an inverse as poor as this 0.8, L-BFGS 0.6 to 0.9,
-Gauss-Newton with many failing lanes 0.65). The library keeps the carried one for every solver: no form wins for all,
-and only with it can a lane retire, and `max_steps` be exact, between two trials.
+On a CPU (the committed report: one core of a busy machine; in another run single ratios differed by up to a half)
+parallel loses for every solver, 4.0 times the time of carried in the geometric mean. Nested takes 1.13 times that of
+carried: carried wins where a trial costs as much as a step (safeguarded 1.6, Levenberg-Marquardt 1.1 to 1.6), where
+every lane searches (the paper form of D-IPG 1.5) and for gradient descent (up to 2.4); nested wins where the long
+searches of a few lanes make derivatives worth saving up for (the defect form of D-IPG with an inverse as poor as this
+0.8, L-BFGS 0.7 to 0.85); Gauss-Newton is level. The library keeps the carried one for every solver: it wins or is level
+for most, loses a third at worst, needs one loop, and only with it can a lane retire between two trials.
 """
 
 import argparse
