@@ -140,10 +140,10 @@ def _run_masked(
 def pick_mode(num: int, lanes: int | None) -> Mode:
     """The rule of `mode="auto"`, measured by `python -m benchmarks lanes`.
 
-    With `lanes`, streaming. Otherwise compacting from 4096 observations on: on an even batch it costs a tenth more than
-    masked lanes, on uneven ones it is ten to thirty times as fast. Smaller batches are masked: the further
-    programs, about a second of compilation for each width, take longer than they save, unless the same batch is solved
-    again and again; then write `mode="compacting"`.
+    With `lanes`, streaming. Otherwise compacting from 4096 observations on: on an even batch it costs at most a tenth
+    more than masked lanes (which the benchmark asserts), on uneven ones it is ten to thirty times as fast. Smaller
+    batches are masked: the further programs, about a second of compilation for each width, take longer than they save,
+    unless the same batch is solved again and again; then write `mode="compacting"`.
     """
     if lanes is not None:
         return "streaming" if lanes < num else "masked"

@@ -104,7 +104,7 @@ class Columns:
             # Written, not mapped: a full disk is then an error here, and not a signal that ends the process.
             with open(path, "r+b" if path.exists() else "xb") as handle:
                 handle.seek(len(header) + self.num_done * array[:1].nbytes)
-                handle.write(array.tobytes())
+                handle.write(np.ascontiguousarray(array).data)
                 handle.truncate()
                 handle.seek(0)
                 handle.write(header)

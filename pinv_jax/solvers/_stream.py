@@ -1,6 +1,7 @@
 """`solve_stream`: more observations than memory holds, chunk after chunk from an array on disk or an iterator."""
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ def solve_stream(
 
     A function of its own beside `solve_batch`, because what goes in and what comes out are files. Chunks go through
     `lanes` as with `solve_batch(mode="streaming")`, each until its last lane has finished. After every chunk what was
-    found is appended to `.npy` files and the count of finished observations is written, atomically: when a run was
-    killed, the disk was full or the iterator broke off, the same call goes on after the last chunk, and the files are
-    in the end the same to the last bit.
+    found is appended to `.npy` files, while the next chunk is solved, and the count of finished observations is
+    written, atomically: when a run was killed, the disk was full or the iterator broke off, the same call goes on after
+    the last chunk on disk, and the files are in the end the same to the last bit.
 
     Args:
         problem: `data` is an array with a leading axis of observations, in memory or `np.load(..., mmap_mode="r")`, or
@@ -103,7 +104,8 @@ def solve_stream(
     folder, mark = Path(folder), _fingerprint(one, limit, precision, key, (num, chunk_size, lanes, narrowest))
     columns = Columns(folder, mark, writes=jax.process_index() == 0)
 
-    with jax.default_matmul_precision(precision):
+    written: Future[None] | None = None
+    with jax.default_matmul_precision(precision), ThreadPoolExecutor(1) as writer:
         shared, limit = (shared, limit) if mesh is None else replicate((shared, limit), mesh)
         task = Task(shared, limit, None, precision, prepared=True)
         widths = pick_widths(chunk_size, lanes, "streaming", narrowest, mesh)
@@ -121,7 +123,13 @@ def solve_stream(
                 waiting, x0s, keys = spread((waiting, x0s, keys), mesh)
             queue = Queue(waiting, x0s, keys, share_of(count, chunk_size, mesh))
             found = run_lanes(task, queue, mesh=mesh, report=None if progress is None else report, **widths)
-            columns.append(_on_host(found), count)
+            if written is not None:
+                written.result()
+            written = writer.submit(columns.append, _on_host(found), count)  # while the next chunk is solved
+            if jax.process_count() > 1:  # what one process tells the others must not cross what its lanes tell
+                written.result()
+        if written is not None:
+            written.result()
     if num is not None and columns.num_done < num:
         raise ValueError(
             f"solve_stream: the iterable ended after {columns.num_done} of num={num} observations. They are solved and "
@@ -198,7 +206,7 @@ def _cut(first: Any, chunks: Iterator[Any], row: Array, size: int, *, skip: int)
             held.append(np.asarray(chunk[at : at + taken]))
             at += taken
             if sum(map(len, held)) == size:
-                yield seen + at - size, np.concatenate(held)
+                yield seen + at - size, held[0] if len(held) == 1 else np.concatenate(held)
                 held = []
         seen += end
         chunk = next(chunks, None)
