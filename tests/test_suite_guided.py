@@ -144,6 +144,24 @@ def test_the_denoiser_starts_at_zero_and_knows_the_time():
 
 
 @pytest.mark.slow
+def test_a_poor_stand_in_never_takes_an_estimate_further_from_the_data():
+    f = maps.LinearSurjection(jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], jnp.float32))
+    x0, data = jnp.array([0.5, -0.5, 2.0], jnp.float32), jnp.array([1.0, 1.0], jnp.float32)
+
+    def estimate(h, noise_std=0.0):
+        guide = guided.Corrected(f, h, data, noise_std)
+        return guide(lambda x, t: x, x0, jnp.float32(1.0), jax.random.key(0))
+
+    np.testing.assert_allclose(estimate(f), [1.0, 1.0, 2.0], atol=1e-6)
+    np.testing.assert_array_equal(estimate(lambda x: -x[:2]), x0)  # every step leads away
+    np.testing.assert_array_equal(estimate(lambda x: jnp.where(x[:2] == x0[:2], 0.0, jnp.nan)), x0)
+    np.testing.assert_array_equal(estimate(f, noise_std=5.0), x0)
+    steep = lambda x: 5 * x[:2]  # a full step goes four times too far
+    before, after = (float(jnp.mean((steep(x) - data) ** 2)) for x in (x0, estimate(steep)))
+    assert after < 0.2 * before
+
+
+@pytest.mark.slow
 def test_the_fields_are_rocks_and_vortices_and_the_map_is_the_equation():
     dtype = jnp.float64
 
@@ -166,7 +184,7 @@ def test_the_fields_are_rocks_and_vortices_and_the_map_is_the_equation():
 
 def test_the_normal_prior_has_the_moments_of_the_fields():
     fields = jax.random.normal(jax.random.key(0), (500, 3)) @ jnp.array([[2.0, 0, 0], [1, 1, 0], [0, 0, 0.5]])
-    prior = science._normal(fields)
+    prior = science.normal_prior(fields)
     whitened = np.asarray(jax.vmap(prior.whiten)(fields))
     np.testing.assert_allclose(np.cov(whitened.T), np.eye(3), atol=1e-6)
     np.testing.assert_allclose(whitened.mean(axis=0), 0, atol=1e-6)

@@ -20,6 +20,7 @@ from ..maps import PixelUnshuffle, UNet
 from ._digits import digits
 from ._lens_camera import photographs
 from ._psf_photographs import TEST, TRAIN, grey
+from ._random_fields import AsImage, rocks, vortices
 
 FORMAT = 1
 """Raised when weights of earlier versions can no longer be used."""
@@ -236,10 +237,13 @@ def _colours(dtype: DTypeLike) -> Images:
     return Images(Crops(stacks, 32), test)  # pyright: ignore[reportCallIssue]
 
 
-def _phantoms(dtype: DTypeLike) -> Images:
-    draw = Phantoms(32, jnp.dtype(dtype))  # pyright: ignore[reportCallIssue]
-    test = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(2**31 - 1), 36))
-    return Images(draw, test)  # pyright: ignore[reportCallIssue]
+def _generated(make: Callable[[DTypeLike], Any]) -> Callable[[DTypeLike], Images]:
+    def images(dtype: DTypeLike) -> Images:
+        draw = make(dtype)
+        test = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(2**31 - 1), 36))
+        return Images(draw, test)  # pyright: ignore[reportCallIssue]
+
+    return images
 
 
 PRIORS: Mapping[str, PriorRecipe] = {
@@ -248,7 +252,23 @@ PRIORS: Mapping[str, PriorRecipe] = {
     "photographs32": PriorRecipe(_patches(32, (96, 128, 192))),
     "photographs64": PriorRecipe(_patches(64, (192, 256, 300)), num_steps=1200, batch_size=12),
     "colours32": PriorRecipe(_colours, widths=(64, 96), num_steps=1500),
-    "phantoms32": PriorRecipe(_phantoms, num_steps=1500),
+    "phantoms32": PriorRecipe(
+        _generated(lambda dtype: Phantoms(32, jnp.dtype(dtype))),  # pyright: ignore[reportCallIssue]
+        num_steps=1500,
+    ),
+    "permeability16": PriorRecipe(
+        _generated(lambda dtype: AsImage(rocks(dtype))),  # pyright: ignore[reportCallIssue]
+        widths=(32, 64, 64),
+        num_steps=2500,
+        patch=1,
+    ),
+    "vorticity16": PriorRecipe(
+        _generated(lambda dtype: AsImage(vortices(dtype))),  # pyright: ignore[reportCallIssue]
+        widths=(32, 64, 64),
+        num_steps=2500,
+        patch=1,
+        padding="circular",
+    ),
 }
 """What can be trained, by name."""
 

@@ -106,12 +106,16 @@ class Task:
         build: `(bench, prior) -> degradation`.
         extra: further methods by name: `num_steps -> method`, one evaluation of the denoiser per step.
         more_steps: of further rows of DPS.
+        single: further methods by name, with one evaluation of the denoiser.
+        ours: the method whose samples are averaged, shown, and compared with DPS.
     """
 
     prior: str
     build: Callable[[Bench, TrainedPrior], Degradation]
     extra: Mapping[str, Callable[[int], Method]] = dataclasses.field(default_factory=dict)
     more_steps: tuple[int, ...] = ()
+    single: Mapping[str, Method] = dataclasses.field(default_factory=dict)
+    ours: str = OURS
 
 
 def centred(f: AbstractSurjection[Any]) -> SurjectiveChain:
@@ -281,20 +285,20 @@ def findings(bench: Bench, task: Task) -> Findings:
     guides[WARM] = begun if degradation.stand_in is None else functools.partial(finished, begun)
     if degradation.stand_in is not None:
         guides[f"{OURS} on the stand-in, not finished"] = ours
-    costs = dict.fromkeys(guides, num_steps)
+    costs = dict.fromkeys(guides, num_steps) | dict.fromkeys(task.single, 1)
     costs |= steps_of | {WARM: int(np.sum(trained.prior.schedule.times(num_steps) <= FROM)) - 1}
     rows, found = [], {}
-    for name, method in (dict(ESTIMATES) | guides).items():
+    for name, method in (dict(ESTIMATES) | dict(task.single) | guides).items():
         each = keys if name in guides else keys[:1]
         found[name], seconds = run_method(method, trained.prior, degradation, seen, each)
         rows.append(measured(name, degradation, seen, x, found[name], seconds, costs.get(name, 0)))
-    averaged = {name: [jnp.mean(jnp.stack(found[name]), axis=0)] for name in (DPS_NAME, OURS)}
+    averaged = {name: [jnp.mean(jnp.stack(found[name]), axis=0)] for name in (DPS_NAME, task.ours)}
     for name, estimate in averaged.items():
         title, cost = f"{name}, mean of {num_seeds}", num_seeds * costs[name]
         rows.append(measured(title, degradation, seen, x, estimate, 0.0, cost))
         rows[-1]["ms/image"] = num_seeds * next(row["ms/image"] for row in rows if row["method"] == name)
     by_name = {row["method"]: row for row in rows}
-    linear, dps, ours = (by_name[name] for name in (LINEAR_NAME, DPS_NAME, OURS))
+    linear, dps, ours = (by_name[name] for name in (LINEAR_NAME, DPS_NAME, task.ours))
     measures = {
         "images": num_test,
         "seeds": num_seeds,
@@ -308,22 +312,22 @@ def findings(bench: Bench, task: Task) -> Findings:
         "time of ours / DPS": ours["ms/image"] / dps["ms/image"],
         "time of ours / linear": ours["ms/image"] / linear["ms/image"],
         "largest difference to linear": max(
-            float(jnp.max(jnp.abs(a - b))) for a, b in zip(found[OURS], found[LINEAR_NAME], strict=True)
+            float(jnp.max(jnp.abs(a - b))) for a, b in zip(found[task.ours], found[LINEAR_NAME], strict=True)
         ),
     }
-    return Findings(rows, measures, _pictures(x, found))
+    return Findings(rows, measures, _pictures(x, found, task.ours))
 
 
-def _pictures(x: Array, found: Mapping[str, list[Array]]) -> dict[str, np.ndarray]:
+def _pictures(x: Array, found: Mapping[str, list[Array]], ours: str) -> dict[str, np.ndarray]:
     """What the figure shows: four images."""
 
     def some(images: Array) -> np.ndarray:
         return shown(to_unit(images[:4]))
 
-    names = [name for name in found if name not in ESTIMATES and not name.startswith(OURS)]
+    names = [name for name in found if name not in ESTIMATES and name != ours and not name.startswith(OURS)]
     arrays = {"image": some(x)} | {name: some(found[name][0]) for name in (*ESTIMATES, *names)}
-    arrays |= {f"{OURS}, sample {index + 1}": some(each) for index, each in enumerate(found[OURS])}
-    deviation = jnp.std(to_unit(jnp.stack(found[OURS])), axis=0)
+    arrays |= {f"{ours}, sample {index + 1}": some(each) for index, each in enumerate(found[ours])}
+    deviation = jnp.std(to_unit(jnp.stack(found[ours])), axis=0)
     return arrays | {"8 x deviation\nof the samples": shown(8 * deviation[:4])}
 
 

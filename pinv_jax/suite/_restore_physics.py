@@ -6,10 +6,20 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
-from ..diffusion import project_after
-from ..maps import Affine, BeerLambert, FixedOrthogonal, ParallelBeam, SurjectiveChain, SurjectiveCoupling
+from .._problem import GaussianPrior, Problem
+from ..diffusion import AbstractGuide, project_after
+from ..maps import (
+    AbstractSurjection,
+    Affine,
+    BeerLambert,
+    FixedOrthogonal,
+    ParallelBeam,
+    SurjectiveChain,
+    SurjectiveCoupling,
+)
+from ..solvers import ConjugateGradients, GaussNewton, nlbp_interval, solve
 from ._priors import TrainedPrior
 from ._restoration import Degradation, Observation, Task, centred, guided, restoration_study
 from ._study import Bench
@@ -36,6 +46,74 @@ def _all_exact(task: Degradation, seen: Observation) -> Any:
     return project_after(task.f, seen.y)
 
 
+class Beyond(eqx.Module):
+    """`x ->` how many deviations the counts are from those observed; a saturated detector only says "at least"."""
+
+    f: AbstractSurjection[Any]
+    seen: Observation
+    photons: float = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "*x"]) -> Float[Array, "*y"]:
+        """The differences, shaped like the counts."""
+        y = self.seen.y
+        miss = self.f(x) - y
+        return jnp.where(jnp.isinf(self.seen.upper), jnp.minimum(miss, 0), miss) / jnp.sqrt(y / self.photons)
+
+
+class Weighed(AbstractGuide):
+    """Every estimate moved to the least of `|misses(x)|^2 + |x - x0|^2 / r^2`, where `r` is how uncertain it is.
+
+    Back-projection onto counts takes their noise for signal where the map is badly conditioned. Here an estimate moves
+    as far as the data are more certain than it is: early freely, late hardly at all. The image is put into the bounds
+    in the end, by NLBP. The weights of DDNM+ do the same for linear maps; here two Gauss-Newton steps are made, on the
+    map alone and not through the network. `r^2` is the variance of an image, given its noisy version, if images were
+    white with deviation 0.5.
+
+    Attributes:
+        misses: in deviations of the noise.
+        f: the map.
+        seen: the observation.
+
+    References:
+        Y. Wang, J. Yu, J. Zhang, "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model", 2023,
+        arXiv:2212.00490, section 3.3.
+    """
+
+    misses: Beyond
+    f: AbstractSurjection[Any]
+    seen: Observation
+
+    def __call__(self, denoise: Any, x_t: Float[Array, "*x"], t: Scalar, key: PRNGKeyArray) -> Float[Array, "*x"]:
+        """See `AbstractGuide`."""
+        del key
+        x0 = denoise(x_t, t)
+        signal, spread = denoise.schedule.scales(t)
+        deviation = 0.5 * spread / jnp.sqrt(0.25 * signal**2 + spread**2)
+        near = GaussianPrior(x0, lambda offset: offset / deviation)
+        problem = Problem(self.misses, jnp.zeros_like(self.seen.y), prior=near)
+        x = solve(problem, GaussNewton(ConjugateGradients(max_steps=30)), x0, max_steps=2).value
+        return jnp.where(jnp.all(jnp.isfinite(x)), x, x0)
+
+    def finish(self, x: Float[Array, "*x"]) -> Float[Array, "*x"]:
+        """See `AbstractGuide`."""
+        return nlbp_interval(self.f, x, self.seen.lower, self.seen.upper)
+
+
+WEIGHED = "NLBP, weighed by the noise"
+
+
+def _weighed(task: Degradation, seen: Observation, photons: float) -> Any:
+    return Weighed(Beyond(task.f, seen, photons), task.f, seen)  # pyright: ignore[reportCallIssue]
+
+
+def _scan(photons: float) -> Task:
+    extra = {
+        "NLBP, counts exact": functools.partial(guided, _all_exact),
+        WEIGHED: functools.partial(guided, functools.partial(_weighed, photons=photons)),
+    }
+    return Task("phantoms32", _scanner(photons), extra, ours=WEIGHED)
+
+
 def _scanner(photons: float) -> Any:
     def build(bench: Bench, trained: TrainedPrior) -> Degradation:
         beams = ParallelBeam(trained.prior.shape, 16, 12, width=2.0, dtype=bench.dtype)
@@ -59,10 +137,7 @@ def _scanner(photons: float) -> Any:
 RESTORE_CT = restoration_study(
     "restore-ct",
     "restoration with a diffusion prior: tomography by few directions, counts of photons, detectors that saturate",
-    {
-        name: Task("phantoms32", _scanner(photons), {"NLBP, counts exact": functools.partial(guided, _all_exact)})
-        for name, photons in (("1e6 photons", 1e6), ("1e4 photons", 1e4))
-    },
+    {"1e6 photons": _scan(1e6), "1e4 photons": _scan(1e4)},
 )
 
 

@@ -1,0 +1,126 @@
+"""The networks of `science-darcy` and `science-vorticity`, and how good their prior is."""
+
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..diffusion import Prior
+from ..learn import imitate
+from ..maps import AbstractMap, AbstractSurjection, Natural, prepare
+from ..solvers import nlbp
+from ._base import Dataset
+from ._darcy2d import component_inverse
+from ._digits import key_of
+from ._inverse import train_inverse
+from ._science_maps import Science
+from ._study import Bench
+
+
+@eqx.filter_jit
+def data_of(h: Any, xs: Array) -> Array:
+    return jax.lax.map(h, xs, batch_size=64)
+
+
+def network_of_pairs(bench: Bench, h: AbstractMap, xs: Array, ys: Array, num: int) -> AbstractSurjection[Any]:
+    """The network trained with so many pairs."""
+    found = imitate(
+        h,
+        (xs[:num], ys[:num]),
+        key=key_of(bench, "imitate"),
+        num_steps=100 if bench.quick else 1500,
+        checkpoint=bench.fits.parent / f"imitate {num}",
+        progress=bench.progress,
+    )
+    return prepare(Natural(found.model))
+
+
+@eqx.filter_jit
+def _estimates(prior: Prior, xs: Array, keys: Array) -> Array:
+    def one(given: tuple[Array, Array]) -> Array:
+        x, key = given
+        time_key, noise_key = jax.random.split(key)
+        t = prior.schedule.draw(time_key, x.dtype)
+        signal, spread = prior.schedule.scales(t)
+        return prior.denoise(signal * x + spread * jax.random.normal(noise_key, x.shape, x.dtype), t)
+
+    return jax.lax.map(one, (xs, keys), batch_size=64)
+
+
+@eqx.filter_jit
+def _projected(f: AbstractSurjection[Any], xs: Array, ys: Array) -> Array:
+    return jax.vmap(functools.partial(nlbp, f))(xs, ys)
+
+
+def guiding_network(bench: Bench, dataset: Dataset, prior: Prior) -> tuple[AbstractSurjection[Any], dict[str, Any]]:
+    """The network that guides, and its errors: it imitates the equation where it will be asked.
+
+    Fields are not all that it meets: the estimates of the prior are blurred, and what it makes of them is in no data.
+    So it trains on fields, on what the prior makes of noised fields, and, in a second round, on these estimates as it
+    back-projected them itself after the first, within the range of the fields.
+    """
+    xs, h = dataset.train.x, dataset.physics
+    keys = jax.random.split(key_of(bench, "guiding"), 3)
+    estimates = _estimates(prior, xs, jax.random.split(keys[0], len(xs)))
+    noise = dataset.noise_std[None] * jax.random.normal(keys[1], dataset.train.y.shape, xs.dtype)
+    examples, errors = [xs, estimates], {}
+    model: Any = None
+    for index in range(1 if bench.quick else 2):
+        asked = jnp.concatenate(examples)
+        found = imitate(
+            h,
+            (asked, data_of(h, asked)),
+            model=model,
+            key=jax.random.fold_in(keys[2], index),
+            num_steps=100 if bench.quick else 1000,
+            batch_size=128,
+            checkpoint=bench.fits.parent / f"guiding {index}",
+            progress=bench.progress,
+        )
+        model = found.model
+        errors[f"round {index + 1}"] = {"fit": found.errors.fit, "consistency": found.errors.consistency}
+        moved = _projected(prepare(Natural(model)), estimates, dataset.train.y + noise)
+        examples.append(jnp.clip(moved, jnp.min(xs), jnp.max(xs)))
+    return prepare(Natural(model)), errors
+
+
+def learned_inverse(bench: Bench, dataset: Dataset, science: Science) -> Any:
+    """A local inverse of the equation: reconstruction from noisy data, and the Jacobian composition penalty."""
+    pair = train_inverse(
+        dataset,
+        key=key_of(bench, "inverse"),
+        folder=bench.fits.parent / "inverse",
+        progress=bench.progress,
+        quick=bench.quick,
+        build=functools.partial(component_inverse, num_components=dataset.test.y.shape[1]),
+        schedule=science.schedule,
+    )
+    return pair.inverse
+
+
+def denoising(bench: Bench, science: Science, prior: Prior, train: Array) -> dict[str, Any]:
+    """Root mean squares of what the prior, and the best linear denoiser, miss of held-out fields at some times."""
+    keys = jax.random.split(key_of(bench, "held out"), 512)
+    x = jax.jit(jax.vmap(science.fields(bench.dtype)))(keys)
+    mean, covariance = np.mean(train, axis=0), np.cov(np.asarray(train, np.float64).T)
+    values, vectors = np.linalg.eigh(covariance)
+    found = {}
+    for time_of in (100.0, 300.0, 500.0, 700.0, 900.0):
+        t = jnp.asarray(time_of, bench.dtype)
+        noise = jax.random.normal(key_of(bench, f"noise {time_of}"), x.shape, x.dtype)
+        signal, spread = (float(scale) for scale in prior.schedule.scales(t))
+        x_t = signal * x + spread * noise
+        gain = signal * values / (signal**2 * values + spread**2)
+        linear = mean + ((np.asarray(x_t, np.float64) - signal * mean) @ vectors * gain) @ vectors.T
+        ours = jax.lax.map(functools.partial(_denoised, prior, t), x_t, batch_size=64)
+        rms = lambda estimate: float(np.sqrt(np.mean((np.asarray(estimate) - np.asarray(x)) ** 2)))
+        found[f"t = {time_of:.0f}"] = {"prior": rms(ours), "linear": rms(linear)}
+    return found
+
+
+def _denoised(prior: Prior, t: Array, x_t: Array) -> Array:
+    return prior.denoise(x_t, t)
