@@ -11,7 +11,7 @@ Levenberg-Marquardt as a start, against the number of pairs that the network was
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -44,40 +44,15 @@ class Within(eqx.Module):
         return jnp.mean((y - data) ** 2) <= self.noise_std**2
 
 
-class Near(eqx.Module):
-    """The normal distribution of the fields, moved to the start of a descent and made narrower."""
-
-    normal: GaussianPrior
-    scale: Float[Array, ""]
-
-    def __call__(self, start: Float[Array, " n"]) -> GaussianPrior:
-        """What the descent that begins there is regularised with."""
-        return GaussianPrior(start, lambda offset: self.normal.inverse_sqrt @ offset / self.scale)
-
-
-class Everywhere(eqx.Module):
-    """The same regularisation for every start, or none."""
-
-    normal: GaussianPrior | None = None
-
-    def __call__(self, start: Float[Array, " n"]) -> GaussianPrior | None:
-        """What the descent is regularised with."""
-        del start
-        return self.normal
-
-
-ANYWHERE = Everywhere()
-
-
-def _solved(models: Any, solver: LevenbergMarquardt, prior: Any, y: Array, start: Array) -> Any:
-    problem = Problem(models["h"], y, noise_std=models["noise"], prior=prior(start))
+def _solved(models: Any, solver: LevenbergMarquardt, normal: GaussianPrior | None, y: Array, start: Array) -> Any:
+    problem = Problem(models["h"], y, noise_std=models["noise"], prior=normal)
     found = solve(problem, solver, start, max_steps=MAX_STEPS)
     return found.value, found.stats.num_steps, found.stats.num_steps + found.stats.num_rejected
 
 
 @eqx.filter_jit
-def _descend(models: Any, solver: Any, prior: Any, ys: Array, starts: Array) -> Any:
-    return jax.vmap(functools.partial(_solved, models, solver, prior))(ys, starts)
+def _descend(models: Any, solver: Any, normal: Any, ys: Array, starts: Array) -> Any:
+    return jax.vmap(functools.partial(_solved, models, solver, normal))(ys, starts)
 
 
 class Descent:
@@ -86,28 +61,20 @@ class Descent:
     Args:
         models: with the map `"h"` and the `"noise"`.
         ys: the observations.
-        prior: start to a normal prior; by default none, and a descent ends when the data are met within the noise.
+        normal: a normal prior; without it a descent ends when the data are met within the noise.
     """
 
-    def __init__(self, models: Any, ys: Array, prior: Any = ANYWHERE):
+    def __init__(self, models: Any, ys: Array, normal: GaussianPrior | None = None):
         # with a prior the least objective is wanted: no residual is small enough, it ends where the objective stays
-        without = isinstance(prior, Everywhere) and prior.normal is None
-        solver = LevenbergMarquardt(SVD(), discrepancy=1.0) if without else LevenbergMarquardt(atol=1e-9)
-        self._arguments = {"h": models["h"], "noise": models["noise"]}, solver, prior, ys
+        solver = LevenbergMarquardt(SVD(), discrepancy=1.0) if normal is None else LevenbergMarquardt(atol=1e-9)
+        self._arguments = {"h": models["h"], "noise": models["noise"]}, solver, normal, ys
         blank = jnp.zeros((len(ys), SIDE * SIDE), ys.dtype)
         self._run = _descend.lower(*self._arguments, blank).compile()
 
-    def __call__(self, starts: Float[Array, "seeds num n"], prior: Any = None) -> tuple[Array, Array, Array, float]:
-        """Where the descents end, their steps and evaluations, and the processor seconds of one of them.
-
-        Args:
-            starts: several for each observation.
-            prior: in place of the one given before, of the same kind.
-        """
-        models, solver, given, ys = self._arguments
-        arguments = models, solver, given if prior is None else prior, ys
+    def __call__(self, starts: Float[Array, "seeds num n"]) -> tuple[Array, Array, Array, float]:
+        """Where the descents end, their steps and evaluations, and the processor seconds of one of them."""
         begin = time.process_time()
-        found = [jax.block_until_ready(self._run(*arguments, each)) for each in starts]
+        found = [jax.block_until_ready(self._run(*self._arguments, each)) for each in starts]
         seconds = (time.process_time() - begin) / (starts.shape[0] * starts.shape[1])
         x, steps, evaluations = (jnp.stack(part) for part in zip(*found, strict=True))
         return x, steps, evaluations, seconds
@@ -184,7 +151,6 @@ def fields_part(bench: Bench, science: Science) -> Findings:
     models["scale"] = jnp.asarray(0.1, bench.dtype)
     if not bench.quick:
         models["scale"] = best_scale(every["DPS"][0], models, seen, score, key=bench.key)
-    near = _nearest(bench, models, normal, every[LEARNED][0], seen, score)
     found = {
         name: (draw(method, models, data, key=bench.key, num_seeds=num_seeds if cost else 1), cost)
         for name, (method, cost) in every.items()
@@ -222,34 +188,18 @@ def fields_part(bench: Bench, science: Science) -> Findings:
     for name in ("mean field", "pinv", "learned inverse", OURS, CORRECTED, LEARNED):
         finish(f"LM from {name}", name, descent)
     arrays["deviation of the samples"] = np.std(found[LEARNED][0].x, axis=0)[:8]
-    descent = Descent(models, data, near)
-    for name in (OURS, LEARNED):
-        finish(f"LM near {name}", name, descent)
-    finish("LM with a normal prior", "mean field", Descent(models, data, Everywhere(normal)))  # pyright: ignore[reportCallIssue]
+    finish("LM with a normal prior", "mean field", Descent(models, data, normal))
     measures = {
         "fields": len(test),
         "seeds": num_seeds,
         "scale of DPS": float(models["scale"]),
-        "nearness": float(near.scale),
         "noise": float(noise),
-        "errors of the network": errors,
+        "the network": {"fit": errors.fit, "consistency": errors.consistency},
         "training of the prior, s": seconds_of_prior,
         "denoising": denoising(bench, science, prior, train),
     }
     arrays = {name: np.asarray(array).reshape(-1, SIDE, SIDE) for name, array in arrays.items()}
     return Findings(rows, measures, arrays)
-
-
-def _nearest(
-    bench: Bench, models: Any, normal: GaussianPrior, method: Any, seen: Array, score: Callable[..., Any]
-) -> Near:
-    """How far the last solve may go from a sample, in deviations of the fields, chosen on fields of training."""
-    starts = draw(method, models, seen, key=bench.key, num_seeds=1).x
-    scales = (0.3,) if bench.quick else (0.03, 0.1, 0.3, 1.0)
-    every = [Near(normal, jnp.asarray(scale, bench.dtype)) for scale in scales]  # pyright: ignore[reportCallIssue]
-    descent = Descent(models, seen, every[0])
-    scores = [float(score(descent(starts, near)[0])) for near in every]
-    return every[int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))]
 
 
 def pairs_part(bench: Bench, science: Science) -> Findings:
