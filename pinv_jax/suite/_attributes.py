@@ -28,8 +28,12 @@ from ._shapes import ATTRIBUTES, SIZE, attribute_judge, attribute_network, shape
 from ._study import Bench, Findings, Study
 
 NUM_ITEMS = 48
-EDIT_TIME = 600.0
-"""Of the noise that an edit starts with, of 1000."""
+EDIT_TIME, NEAR_TIME = 600.0, 200.0
+"""Of the noise that an edit of the image, or of its pseudo-inverse, starts with, of 1000.
+
+The more noise, the more is the prior's: from the pseudo-inverse, on images drawn with another seed, two or three
+attributes changed, the judge found all four right in 96, 94 and 85 % for 100, 200 and 300.
+"""
 
 
 def sampled(
@@ -39,6 +43,14 @@ def sampled(
     x, y = item
     start = Start(x, EDIT_TIME) if edit else None
     return sample(models["prior"], DDPM(num_steps), key=key, guide=make(models, y), start=start)
+
+
+def near_pinv(num_steps: int, models: Any, item: tuple[Array, Array], key: PRNGKeyArray) -> Array:
+    """Sampling towards the logits from the pseudo-inverse, slightly noised."""
+    f, y = models["f"], item[1]
+    return sample(
+        models["prior"], DDPM(num_steps), key=key, guide=project_after(f, y), start=Start(f.pinv(y), NEAR_TIME)
+    )
 
 
 def _alone(models: Any, y: Array) -> None:
@@ -60,7 +72,7 @@ def methods(num_steps: int) -> dict[str, tuple[Any, int, bool]]:
     def by(make: Any, *, edit: bool) -> Any:
         return functools.partial(sampled, make, num_steps, edit=edit)
 
-    part = round(num_steps * (EDIT_TIME + 1) / 1000)
+    part, last = (round(num_steps * (time + 1) / 1000) for time in (EDIT_TIME, NEAR_TIME))
     return {
         "x itself": (lambda models, item, key: item[0], 0, False),
         "x noised and denoised": (by(_alone, edit=True), part, False),
@@ -71,6 +83,7 @@ def methods(num_steps: int) -> dict[str, tuple[Any, int, bool]]:
         "NLBP from noise": (by(functools.partial(_nlbp, "natural"), edit=False), num_steps, False),
         "NLBP from x": (by(functools.partial(_nlbp, "natural"), edit=True), part, False),
         "NLBP from x, learned section": (by(functools.partial(_nlbp, "f"), edit=True), part, False),
+        "NLBP from pinv, learned section": (functools.partial(near_pinv, num_steps), last, False),
     }
 
 
