@@ -125,6 +125,12 @@ def methods(num_steps: int) -> dict[str, tuple[Any, int]]:
     }
 
 
+def _misfit(h: Any, x: Float[Array, "num n"], data: Float[Array, "num m"]) -> Float[Array, " num"]:
+    """The root mean square for every field; infinite where the equation has no finite solution."""
+    misfit = jnp.sqrt(jnp.mean((data_of(h, x) - data) ** 2, axis=-1))
+    return jnp.where(jnp.isnan(misfit), jnp.inf, misfit)
+
+
 def _relative(x: Array, truth: Array) -> np.ndarray:
     """The error of every field, relative to the truth without its mean over all fields."""
     found, true = np.asarray(x), np.asarray(truth)
@@ -159,7 +165,7 @@ def fields_part(bench: Bench, science: Science) -> Findings:
     arrays: dict[str, Any] = {"truth": test[:8]}
 
     def add(name: str, x: Array, steps: Any, evaluations: Any, cost: int, seconds: float) -> None:
-        misfit = jax.vmap(lambda x: jnp.sqrt(jnp.mean((data_of(h, x) - data) ** 2, axis=-1)))(x) / noise
+        misfit = jnp.stack([_misfit(h, each, data) for each in x]) / noise
         rows.append(
             {
                 "method": name,
@@ -213,7 +219,7 @@ def pairs_part(bench: Bench, science: Science) -> Findings:
         else:
             starts = jnp.broadcast_to(jnp.mean(train.x, axis=0), test.shape)
         x, steps, evaluations, seconds = descent(starts[None])
-        misfit = jnp.sqrt(jnp.mean((data_of(h, starts) - data) ** 2, axis=1)) / noise
+        misfit = _misfit(h, starts, data) / noise
         rows.append(
             {
                 "pairs": num,
