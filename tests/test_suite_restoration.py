@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pinv_jax import maps, suite
+from pinv_jax.diffusion import CosineSchedule
 from pinv_jax.solvers import nlbp
 from pinv_jax.suite import _priors as priors
 from pinv_jax.suite import _restoration as restoration
@@ -56,6 +57,28 @@ def test_saturated_counts_are_bounded_below_alone():
     assert bool(jnp.all(jnp.isinf(seen.upper) == (seen.y >= physics.LIGHT)))
     assert bool(jnp.all(jnp.where(bright, jnp.isinf(seen.upper), True)))
     assert bool(jnp.all((seen.lower <= y) & (y <= seen.upper)))
+
+
+@pytest.mark.slow
+def test_noisy_counts_move_an_estimate_as_far_as_they_are_certain():
+    schedule, t = CosineSchedule(), jnp.float64(300.0)
+    f = maps.LinearSurjection(jnp.array([[1.0, 0.0, 0.0], [0.0, 0.1, 0.0]]))
+    y, photons, x0 = jnp.array([0.4, 0.2]), 100.0, jnp.array([0.1, 0.1, -0.3])
+    seen = restoration.Observation(y, y - 0.1, y + 0.1)
+    guide = physics.Weighed(physics.Beyond(f, seen, photons), f, seen)
+
+    def denoise(x, t):
+        return x
+
+    denoise.schedule = schedule
+    found = jax.jit(lambda x: guide(denoise, x, t, jax.random.key(0)))(x0)
+    signal, spread = schedule.scales(t)
+    variance = 0.25 * spread**2 / (0.25 * signal**2 + spread**2)
+    matrix, noise = f.matrix, jnp.diag(y / photons)
+    gain = variance * matrix.T @ jnp.linalg.inv(variance * matrix @ matrix.T + noise)
+    np.testing.assert_allclose(found, x0 + gain @ (y - matrix @ x0), atol=1e-8)
+    ended = f(guide.finish(jnp.zeros(3)))
+    assert np.all((ended >= seen.lower - 1e-12) & (ended <= seen.upper + 1e-12))
 
 
 def test_a_shaken_camera_sees_means():
