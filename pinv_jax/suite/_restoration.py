@@ -107,7 +107,7 @@ class Task:
         extra: further methods by name: `num_steps -> method`, one evaluation of the denoiser per step.
         more_steps: of further rows of DPS.
         single: further methods by name, with one evaluation of the denoiser.
-        ours: the method whose samples are averaged, shown, and compared with DPS.
+        ours: the method whose samples are averaged, shown, and compared with DPS; its name begins with "NLBP".
     """
 
     prior: str
@@ -324,7 +324,7 @@ def _pictures(x: Array, found: Mapping[str, list[Array]], ours: str) -> dict[str
     def some(images: Array) -> np.ndarray:
         return shown(to_unit(images[:4]))
 
-    names = [name for name in found if name not in ESTIMATES and name != ours and not name.startswith(OURS)]
+    names = [name for name in found if name not in ESTIMATES and not name.startswith(OURS)]
     arrays = {"image": some(x)} | {name: some(found[name][0]) for name in (*ESTIMATES, *names)}
     arrays |= {f"{ours}, sample {index + 1}": some(each) for index, each in enumerate(found[ours])}
     deviation = jnp.std(to_unit(jnp.stack(found[ours])), axis=0)

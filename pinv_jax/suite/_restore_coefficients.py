@@ -25,6 +25,7 @@ from ._restoration import Degradation, Observation, Task, centred, guided, resto
 from ._study import Bench
 
 ONCE = 120
+"""The time of the schedule at which a decoded image is denoised."""
 
 
 def compressed(y: Float[Array, "c h w"], key: PRNGKeyArray, *, steps: Float[Array, "c h w"]) -> Observation:
