@@ -54,7 +54,7 @@ def guiding_network(bench: Bench, dataset: Dataset, prior: Prior) -> tuple[Abstr
     """The network that guides, and its errors: it imitates the equation where it will be asked.
 
     What it meets are not fields but estimates of the prior, blurred ones at first; it trains on both. A further round
-    on estimates that it had back-projected itself was tried and made it worse: these lie anywhere.
+    on estimates that it had back-projected itself did not help.
     """
     xs, h = dataset.train.x, dataset.physics
     keys = jax.random.split(key_of(bench, "guiding"))
