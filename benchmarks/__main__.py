@@ -23,6 +23,7 @@ NAMES = (
     "lifted_speed",
     "guidance_bias",
     "restoration_cost",
+    "restoration_settings",
     "import_time",
     "table",
 )

@@ -50,6 +50,14 @@ def test_a_cell_holds_what_was_rounded_into_it():
     np.testing.assert_allclose(seen.upper - seen.lower, steps)
 
 
+def test_a_code_of_nothing_but_zeros_has_an_error_relative_to_its_cell():
+    f = maps.Affine(jnp.ones(4), jnp.zeros(4))
+    zeros = jnp.zeros((1, 4))
+    cell = restoration.Observation(zeros, zeros - 0.25, zeros + 0.25)
+    errors = [restoration.misses(restoration.Degradation(f, f), cell, zeros + x)[0] for x in (0.2, 0.5)]
+    np.testing.assert_allclose(errors, [0, 0.5], rtol=1e-6)
+
+
 def test_saturated_counts_are_bounded_below_alone():
     y = jnp.linspace(0.01, 0.9, 30).reshape(3, 10)
     seen = physics.counted(y, jax.random.key(0), photons=1e6, deviations=5.0)

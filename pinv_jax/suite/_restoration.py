@@ -27,10 +27,13 @@ from ._study import Bench, Findings, Study
 
 SCALES = (1.0, 3.0, 10.0, 30.0)
 """Of the gradient of DPS; the best on images of training is taken."""
-NUM_STEPS = 20
-"""Of sampling; more change little where every estimate is put onto the data."""
+NUM_STEPS, ETA = 20, 1.0
+"""Of DDIM. On training images (`python -m benchmarks restoration_settings`, mean of four tasks) half the noise or half
+the steps lose 0.2 to 0.3 dB, no noise 0.7 dB, and twice the steps gain 0.1 dB."""
 FROM = 400
-"""The time of the schedule to which `pinv` is noised, for the row that begins there."""
+"""The time of the schedule to which `pinv` is noised, for the row that begins there. On training images 200, 400 and
+600 are within 0.6 dB of each other where `pinv` is a picture; where it is none (compressed sensing), the later the
+better."""
 DPS_NAME, LINEAR_NAME, OURS = "DPS", "linear back-projection, non-linearity ignored", "NLBP"
 WARM = f"{OURS}, from pinv noised to t = {FROM}"
 REFERENCE = (
@@ -135,7 +138,7 @@ def guided(make: Callable[..., Any], num_steps: int) -> Method:
     """A method that samples with the guide `make(degradation, observation)`."""
 
     def method(prior: Prior, task: Degradation, seen: Observation, key: PRNGKeyArray) -> Any:
-        return sample(prior, DDIM(num_steps, 1.0), key=key, guide=make(task, seen))
+        return sample(prior, DDIM(num_steps, ETA), key=key, guide=make(task, seen))
 
     return method
 
@@ -145,7 +148,7 @@ def warm(num_steps: int) -> Method:
 
     def method(prior: Prior, task: Degradation, seen: Observation, key: PRNGKeyArray) -> Any:
         start = Start(task.known.pinv(seen.y), FROM)
-        return sample(prior, DDIM(num_steps, 1.0), key=key, guide=onto_bounds(task, seen), start=start)
+        return sample(prior, DDIM(num_steps, ETA), key=key, guide=onto_bounds(task, seen), start=start)
 
     return method
 
@@ -200,8 +203,17 @@ def observe(task: Degradation, x: Float[Array, "n *x"], keys: Key[Array, " n"]) 
 
 @eqx.filter_jit
 def misses(task: Degradation, seen: Observation, x: Float[Array, "n *x"]) -> Float[Array, " n"]:
+    """How far the images are from the bounds, relative to what is observed: `|outside| / |y|`.
+
+    A code that is rounded to nothing but zeros has no size; the error is relative to that of its cell then.
+    """
+
+    def one(seen: Observation, x: Array) -> Array:
+        cell = seen.upper - seen.lower
+        return relative(outside(task.f, seen, x), jnp.where(jnp.any(seen.y != 0), seen.y, cell))
+
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(lambda seen, x: relative(outside(task.f, seen, x), seen.y))(seen, x)
+        return jax.vmap(one)(seen, x)
 
 
 def to_unit(x: Float[Array, "*x"]) -> Float[Array, "*x"]:

@@ -15,6 +15,7 @@ from ._priors import trained_prior
 from ._psf_photographs import TEST, grey
 from ._restoration import (
     DPS_NAME,
+    ETA,
     FROM,
     LINEAR_NAME,
     NUM_STEPS,
@@ -38,6 +39,7 @@ from ._study import Bench, Findings, Study
 NAMES = (
     LINEAR_NAME,
     DPS_NAME,
+    ETA,
     f"{OURS}, own noise",
     f"{OURS}, same noise",
     f"{OURS}, from the frame before",
@@ -69,7 +71,7 @@ def each_frame(
 def from_before(num_steps: int, prior: Prior, task: Degradation, seen: Observation, key: PRNGKeyArray) -> Array:
     """NLBP from noise for the first frame, and from the frame before, noised to `FROM`, for the others."""
     first, rest = jax.tree.map(lambda a: a[0], seen), jax.tree.map(lambda a: a[1:], seen)
-    sampler = DDIM(num_steps, 1.0)
+    sampler = DDIM(num_steps, ETA)
     guide = functools.partial(project_after_interval, task.f)
 
     def step(x: Array, seen: Observation) -> tuple[Array, Array]:
