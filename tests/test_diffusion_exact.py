@@ -72,6 +72,11 @@ def test_schedules_lead_from_noise_to_data(name):
     np.testing.assert_allclose(small, schedule.scales(jnp.float64(t))[1], rtol=1e-5)
 
 
+def test_a_time_may_be_an_integer():
+    schedule = SCHEDULES["linear"]
+    np.testing.assert_allclose(schedule.scales(jnp.asarray(200)), schedule.scales(200.0), rtol=1e-12)
+
+
 def test_the_linear_schedule_has_the_published_numbers():
     schedule = SCHEDULES["linear"]
     at, to = jnp.asarray(600.0), jnp.asarray(590.0)

@@ -111,7 +111,8 @@ class AbstractDiscreteSchedule(AbstractSchedule):
 
     def log_alpha_bar(self, t: Time) -> Scalar:
         """See `AbstractSchedule`."""
-        t = jnp.asarray(t, None if isinstance(t, jnp.ndarray) else float)
+        floating = isinstance(t, jnp.ndarray) and jnp.issubdtype(t.dtype, jnp.floating)
+        t = jnp.asarray(t, None if floating else float)
         logs = jnp.asarray(np.concatenate([[0.0], np.log(self.alpha_bars())]), t.dtype)
         before = jnp.clip(jnp.floor(t), -1, len(logs) - 2)
         index, share = before.astype(jnp.int32) + 1, t - before

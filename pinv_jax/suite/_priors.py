@@ -214,7 +214,7 @@ def _faces(dtype: DTypeLike) -> Images:
     return Images(Crops((faces[:64],), 24), faces[64:, :, :24, :24])  # pyright: ignore[reportCallIssue]
 
 
-def _tiles(images: Float[Array, "n c H W"], side: int, num: int) -> Float[Array, "m c s s"]:
+def tiles(images: Float[Array, "n c H W"], side: int, num: int) -> Float[Array, "m c s s"]:
     """`num` squares side by side, in a fixed random order."""
     n, c, height, width = images.shape
     tiles = images.reshape(n, c, height // side, side, width // side, side).transpose(0, 2, 4, 1, 3, 5)
@@ -225,7 +225,7 @@ def _tiles(images: Float[Array, "n c H W"], side: int, num: int) -> Float[Array,
 def _patches(side: int, sizes: tuple[int, ...]) -> Callable[[DTypeLike], Images]:
     def images(dtype: DTypeLike) -> Images:
         stacks = tuple(2 * grey(TRAIN, size, dtype) - 1 for size in sizes)
-        test = _tiles(2 * grey(TEST, 4 * side, dtype) - 1, side, 36)
+        test = tiles(2 * grey(TEST, 4 * side, dtype) - 1, side, 36)
         return Images(Crops(stacks, side), test)  # pyright: ignore[reportCallIssue]
 
     return images
@@ -233,7 +233,7 @@ def _patches(side: int, sizes: tuple[int, ...]) -> Callable[[DTypeLike], Images]
 
 def _colours(dtype: DTypeLike) -> Images:
     stacks = tuple(2 * photographs(COLOUR_TRAIN, size, dtype) - 1 for size in (96, 128, 192))
-    test = _tiles(2 * photographs(COLOUR_TEST, 192, dtype) - 1, 32, 36)
+    test = tiles(2 * photographs(COLOUR_TEST, 192, dtype) - 1, 32, 36)
     return Images(Crops(stacks, 32), test)  # pyright: ignore[reportCallIssue]
 
 
