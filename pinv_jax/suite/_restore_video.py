@@ -39,7 +39,6 @@ from ._study import Bench, Findings, Study
 NAMES = (
     LINEAR_NAME,
     DPS_NAME,
-    ETA,
     f"{OURS}, own noise",
     f"{OURS}, same noise",
     f"{OURS}, from the frame before",
