@@ -88,7 +88,7 @@ def run(
         report["measures"][recipe_name] = recipe.measure(dataset, models, key=measure_key)
         rows = [row for row in recipe.rows(dataset, models) if _wanted(row, options.solvers)]
         if options.quick:
-            rows = [dataclasses.replace(row, max_steps=min(row.max_steps, 5)) for row in _first_of_each_solver(rows)]
+            rows = [dataclasses.replace(row, max_steps=min(row.max_steps, 10)) for row in _first_of_each_solver(rows)]
         results[recipe_name] = _solve_rows(rows, out, stream)
         for row, outcome in results[recipe_name]:
             report["rows"].append(row_entry(row, outcome, dataset))
