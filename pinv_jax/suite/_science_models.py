@@ -89,8 +89,8 @@ def denoising(bench: Bench, science: Science, prior: Prior, train: Array) -> dic
     """Root mean squares of what the prior, and the best linear denoiser, miss of held-out fields at some times."""
     keys = jax.random.split(key_of(bench, "held out"), 512)
     x = jax.jit(jax.vmap(science.fields(bench.dtype)))(keys)
-    mean, covariance = np.mean(train, axis=0), np.cov(np.asarray(train, np.float64).T)
-    values, vectors = np.linalg.eigh(covariance)
+    fields = np.asarray(train, np.float64)
+    mean, (values, vectors) = fields.mean(axis=0), np.linalg.eigh(np.cov(fields.T))
     found = {}
     for time_of in (100.0, 300.0, 500.0, 700.0, 900.0):
         t = jnp.asarray(time_of, bench.dtype)
