@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import jax
@@ -20,10 +19,12 @@ MAPS = Path("/proc/self/maps")
 def pytest_configure(config: pytest.Config) -> None:
     """The default tests are mostly compilation; the slow ones are compiled as a user's programs are.
 
-    So is all of it with `XLA_FLAGS= pytest`.
+    The examples and notebooks that slow tests start compile quickly again, and `XLA_FLAGS= pytest` nothing.
     """
     if config.getoption("markexpr") == "slow":
-        os.environ.setdefault("XLA_FLAGS", "")
+        if config.getoption("numprocesses", None):
+            return  # the workers come here themselves
+        jax.devices()  # reads the flags of this process, before those of its children are set
     compile_quickly()
 
 
