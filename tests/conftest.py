@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import jax
@@ -19,12 +20,10 @@ MAPS = Path("/proc/self/maps")
 def pytest_configure(config: pytest.Config) -> None:
     """The default tests are mostly compilation; the slow ones are compiled as a user's programs are.
 
-    The examples and notebooks that slow tests start compile quickly again, and `XLA_FLAGS= pytest` nothing.
+    So is all of it with `XLA_FLAGS= pytest`.
     """
     if config.getoption("markexpr") == "slow":
-        if config.getoption("numprocesses", None):
-            return  # the workers come here themselves
-        jax.devices()  # reads the flags of this process, before those of its children are set
+        os.environ.setdefault("XLA_FLAGS", "")
     compile_quickly()
 
 
