@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from pinv_jax.cli import compile_quickly
-
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -21,16 +19,7 @@ def test_examples_and_notebooks_are_found():
     assert "quickstart.ipynb" in map(names, NOTEBOOKS)
 
 
-@pytest.fixture
-def quickly(monkeypatch):
-    """What the test starts is mostly compilation."""
-    monkeypatch.setenv("XLA_FLAGS", "")  # taken back in the end
-    del os.environ["XLA_FLAGS"]
-    compile_quickly()
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("script", SCRIPTS, ids=names)
 def test_example_runs(script, tmp_path):
     # In an empty folder: an example may neither read nor write in the repository.
@@ -41,7 +30,6 @@ def test_example_runs(script, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quickly")
 @pytest.mark.filterwarnings("default")  # Jupyter's own
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
 def test_notebook_runs(path, tmp_path):
