@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={options.devices}"
         inside = os.environ | {"XLA_FLAGS": flags, "PINV_JAX_DEVICES": "1"}
         raise SystemExit(subprocess.run([sys.executable, "-m", "benchmarks", "devices", *argv], env=inside).returncode)
-    jax.config.update("jax_enable_x64", True)  # noqa: FBT003
+    jax.config.update("jax_enable_x64", True)  # noqa: FBT003 - has no keyword
     report: dict[str, Any] = environment() | {"seed": options.seed, "dtype": "float64", "devices": options.devices}
     report["rows"] = [row for name in options.only for row in contest(name, options)]
     if options.out:

@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--only", choices=SUBJECTS, nargs="+", default=list(SUBJECTS))
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
     options = parser.parse_args(argv)
-    jax.config.update("jax_enable_x64", True)  # noqa: FBT003
+    jax.config.update("jax_enable_x64", True)  # noqa: FBT003 - has no keyword
     report: dict[str, Any] = environment() | {"seed": options.seed, "dtype": "float64", "rows": []}
     for name in options.only:
         for num in options.num:

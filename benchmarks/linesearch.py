@@ -14,6 +14,7 @@ searches of a few lanes make derivatives worth saving up for (the defect form of
 for most, loses a third at worst, needs one loop, and only with it can a lane retire between two trials.
 """
 
+import abc
 import argparse
 import math
 from collections.abc import Sequence
@@ -86,9 +87,9 @@ class _WholeSearch(solvers.AbstractSolver[Any]):
         rejected = state.record.num_rejected + trials - accept
         return x, eqx.tree_at(lambda s: s.record.num_rejected, state, rejected)
 
+    @abc.abstractmethod
     def search_along(self, problem: Any, x: Any, state: Any) -> Any:
         """Returns (what a state keeps before the accepted trial, what is known of it, accepted, trials)."""
-        raise NotImplementedError
 
     def _solver(self, known: Any) -> Any:
         """With the displacement of the trial, if it is one that a descent made."""
@@ -144,7 +145,7 @@ class Nested(_WholeSearch):
 
         known = self.nothing_known(x, state)
         arrays, rest = eqx.partition(known, eqx.is_array)
-        no = jnp.asarray(False)  # noqa: FBT003
+        no = jnp.zeros((), bool)
         start = (_kept(state), arrays, no, no, jnp.zeros((), jnp.int32))
         kept, arrays, accept, _, trials = jax.lax.while_loop(cond, body, start)
         return kept, eqx.combine(arrays, rest), accept, trials

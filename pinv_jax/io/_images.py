@@ -142,7 +142,7 @@ def write_image(path: str | Path, image: Float[Array, "c h w"] | np.ndarray) -> 
 
 def _skimage() -> None:
     try:
-        import skimage.io as _  # noqa: F401
+        import skimage.io as _  # noqa: F401 - is it there?
     except ImportError as error:
         raise ValueError('Image files are read by scikit-image: pip install "pinv_jax[data]"') from error
 

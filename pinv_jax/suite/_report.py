@@ -110,7 +110,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> str:
 def write_figures(out: Path, make: Callable[[], Mapping[str, Any]]) -> list[str]:
     """Writes the figures that `make` returns; returns their names, none where matplotlib is not installed."""
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401 - is it there?
     except ImportError:
         return []
     folder = out / "figures"

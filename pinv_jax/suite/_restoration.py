@@ -216,6 +216,12 @@ def misses(task: Degradation, seen: Observation, x: Float[Array, "n *x"]) -> Flo
         return jax.vmap(one)(seen, x)
 
 
+def uncertainty(denoise: Any, t: Scalar) -> Scalar:
+    """The deviation of an image of which only a noisy version is known, if images were white with deviation 0.5."""
+    signal, spread = denoise.schedule.scales(t)
+    return 0.5 * spread / jnp.sqrt(0.25 * signal**2 + spread**2)
+
+
 def to_unit(x: Float[Array, "*x"]) -> Float[Array, "*x"]:
     """From -1 and 1 to 0 and 1."""
     return 0.5 * (x + 1)

@@ -54,7 +54,7 @@ from ._blind_kernel import (
 from ._lens_camera import quality, shown
 from ._priors import tiles, trained_prior
 from ._psf_photographs import TEST, grey
-from ._restoration import ETA, REFERENCE, to_unit
+from ._restoration import ETA, REFERENCE, to_unit, uncertainty
 from ._study import Bench, Findings, Study
 
 TRUST = 2.0
@@ -70,8 +70,8 @@ SIDE_OF_PICTURES = 96
 class Deconvolution(eqx.Module):
     """A guide: `x0 + A^T (A A^T + (noise / r_t)^2)^-1 (y - A x0)` for the convolution `A` with a known kernel.
 
-    `r_t` is how far off the estimate may be, `0.5 s / sqrt(0.25 a^2 + s^2)` for images of standard deviation a half:
-    towards the end the prior is believed more than the noisy data.
+    `r_t` is how far off the estimate may be, `uncertainty`: towards the end the prior is believed more than the noisy
+    data.
 
     Attributes:
         kernel: of the convolution.
@@ -89,8 +89,7 @@ class Deconvolution(eqx.Module):
         """The guided estimate."""
         del key
         x0 = denoise(x_t, t)
-        signal, spread = denoise.schedule.scales(t)
-        level = self.noise**2 * (signal**2 / spread**2 + 4)
+        level = (self.noise / uncertainty(denoise, t)) ** 2
         forward = functools.partial(convolve, self.kernel)
         transpose = jax.linear_transpose(forward, x0)
         through = lambda v: forward(transpose(v)[0]) + level * v

@@ -21,7 +21,7 @@ from ..maps import (
 )
 from ..solvers import ConjugateGradients, GaussNewton, nlbp_interval, solve
 from ._priors import TrainedPrior
-from ._restoration import Degradation, Observation, Task, centred, guided, restoration_study
+from ._restoration import Degradation, Observation, Task, centred, guided, restoration_study, uncertainty
 from ._study import Bench
 
 THICKNESS = 8.0
@@ -66,8 +66,7 @@ class Weighed(AbstractGuide):
     Back-projection onto counts takes their noise for signal where the map is badly conditioned. Here an estimate moves
     as far as the data are more certain than it is: early freely, late hardly at all. The image is put into the bounds
     in the end, by NLBP. The weights of DDNM+ do the same for linear maps; here two Gauss-Newton steps are made, on the
-    map alone and not through the network. `r^2` is the variance of an image, given its noisy version, if images were
-    white with deviation 0.5.
+    map alone and not through the network. `r` is `uncertainty`.
 
     Attributes:
         misses: in deviations of the noise.
@@ -87,8 +86,7 @@ class Weighed(AbstractGuide):
         """See `AbstractGuide`."""
         del key
         x0 = denoise(x_t, t)
-        signal, spread = denoise.schedule.scales(t)
-        deviation = 0.5 * spread / jnp.sqrt(0.25 * signal**2 + spread**2)
+        deviation = uncertainty(denoise, t)
         near = GaussianPrior(x0, lambda offset: offset / deviation)
         problem = Problem(self.misses, jnp.zeros_like(self.seen.y), prior=near)
         x = solve(problem, GaussNewton(ConjugateGradients(max_steps=30)), x0, max_steps=2).value
