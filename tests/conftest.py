@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -12,19 +13,20 @@ jax.config.update("jax_numpy_dtype_promotion", "standard")
 hook = install_import_hook("pinv_jax", "beartype.beartype")
 hook.__enter__()  # for the whole session: annotated shapes are checked in every test
 
-from pinv_jax.cli import compile_quickly  # noqa: E402 - after the hook
+from pinv_jax.cli import collect_rarely, compile_quickly  # noqa: E402 - after the hook
 
 MAPS = Path("/proc/self/maps")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The default tests are mostly compilation; the slow ones are compiled as a user's programs are.
+    """Most tests are mostly compilation; those marked `optimised` are compiled as a user's programs are.
 
     So is all of it with `XLA_FLAGS= pytest`.
     """
-    if config.getoption("markexpr") == "slow":
+    if config.getoption("markexpr") in ("slow", "optimised"):
         os.environ.setdefault("XLA_FLAGS", "")
     compile_quickly()
+    collect_rarely()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,3 +35,4 @@ def _release_compiled_functions():
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+        gc.collect()

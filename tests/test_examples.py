@@ -20,6 +20,7 @@ def test_examples_and_notebooks_are_found():
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @pytest.mark.parametrize("script", SCRIPTS, ids=names)
 def test_example_runs(script, tmp_path):
     # In an empty folder: an example may neither read nor write in the repository.
@@ -30,6 +31,7 @@ def test_example_runs(script, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @pytest.mark.filterwarnings("default")  # Jupyter's own
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
 def test_notebook_runs(path, tmp_path):

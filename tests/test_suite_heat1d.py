@@ -45,6 +45,7 @@ def rows(report, recipe, solver, note=None):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_heat1d_shows_what_it_must(tmp_path):
     report = suite.run(suite.HEAT1D, suite.Options(), tmp_path / "r", stream=None)
 
@@ -90,6 +91,7 @@ def test_heat1d_shows_what_it_must(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_heat1d_workshop_shows_what_it_must(tmp_path):
     report = suite.run(suite.HEAT1D_WORKSHOP, suite.Options(), tmp_path / "r", stream=None)
     measures = report["measures"]["published"]
