@@ -302,6 +302,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the data and the training")
     parser.add_argument("--quick", action="store_true", help="short training, to see that everything runs")
     parser.add_argument("--training-steps", type=int, help="by default those of the recipe; fewer make a cheaper g")
+    parser.add_argument("--only", nargs="+", metavar="SOLVER", help="these, by their names in the table, and D-IPG")
     parser.add_argument("--fits", type=Path, default=Path("results") / "cost", help="where trained inverses are kept")
     parser.add_argument("--out", type=Path, help="write cost-PROBLEM-seedN.json into this folder")
     options = parser.parse_args(argv)
@@ -324,7 +325,14 @@ def main(argv: Sequence[str]) -> None:
             quick=options.quick,
             training_steps=options.training_steps,
         )
-        rows = contest(subject, methods(subject), few=min(options.few, options.num), rounds=options.rounds)
+        contestants = methods(subject)
+        if options.only is not None:
+            unknown = [solver for solver in options.only if solver not in contestants]
+            if unknown:
+                parser.error(f"no solver is called {', '.join(unknown)}; choose from {', '.join(contestants)}")
+            kept = {REFERENCE, *options.only}
+            contestants = {solver: method for solver, method in contestants.items() if solver in kept}
+        rows = contest(subject, contestants, few=min(options.few, options.num), rounds=options.rounds)
         report = device | {
             "problem": name,
             "seed": options.seed,
