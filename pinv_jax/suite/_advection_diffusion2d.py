@@ -8,6 +8,7 @@ it: all constants are ours.
 import functools
 
 from ..data import interfaces_2d
+from ..learn import THREE_STAGE
 from ..pde import AdvectionDiffusion2D
 from ..solvers import Box
 from ._fields import PUBLISHED_CG, FieldProblem, Networks, field_inverse
@@ -21,9 +22,11 @@ ADVECTION_DIFFUSION2D = FieldProblem(
     noise_std=0.01,
     tolerance=0.03,
     inverse=functools.partial(field_inverse, width=16, num_blocks=2, padding="circular"),
-    schedule=Schedule(16384, 4000, 20, 32, 2e-3, 1e-3, 4, fresh=False),
+    schedule=Schedule(16384, 4000, 5, 32, 2e-3, 1e-3, 4, fresh=False),
     sizes=(2000, 240),
     one_scale=True,
     project=Box(-1.0, 1.0),
-    networks=Networks(48, 4, "circular", "tanh", "advection_diffusion2d", tolerance=0.12, linear_solver=PUBLISHED_CG),
+    networks=Networks(
+        48, 4, "circular", "tanh", THREE_STAGE["advection_diffusion2d"], tolerance=0.12, linear_solver=PUBLISHED_CG
+    ),
 ).problem()

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..data import interfaces_2d
+from ..learn import THREE_STAGE
 from ..pde import observed_allen_cahn_2d, wavenumbers_2d
 from ..solvers import Box
 from ._base import Dataset
@@ -26,7 +27,7 @@ NETWORKS = Networks(
     4,
     "circular",
     "tanh",
-    "allen_cahn2d",
+    THREE_STAGE["allen_cahn2d"],
     tolerance=0.12,
     rmse_tolerance=0.10,
     linear_solver=PUBLISHED_CG,
@@ -50,7 +51,7 @@ ALLEN_CAHN2D = FieldProblem(
     noise_std=0.002,
     tolerance=0.0047,
     inverse=functools.partial(field_inverse, width=16, num_blocks=2, padding="circular"),
-    schedule=Schedule(16384, 4000, 20, 32, 2e-3, 1e-3, 4, fresh=False),
+    schedule=Schedule(16384, 4000, 5, 32, 2e-3, 1e-3, 4, fresh=False),
     sizes=(2000, 240),
     one_scale=True,
     project=Box(-1.0, 1.0),

@@ -181,11 +181,13 @@ class Recipe:
             resumed from `folder`.
         rows: `(dataset, models) -> rows`.
         measure: `(dataset, models, *, key) -> numbers`, such as RJCP values; a nested dict.
+        in_quick: whether a quick run includes it without being told.
     """
 
     train: Callable[..., dict[str, PyTree]]
     rows: Callable[..., Sequence[Row]]
     measure: Callable[..., dict[str, Any]]
+    in_quick: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..diagnostics import rjcp
-from ..learn import THREE_STAGE, InversePair, detach, fit, three_stage
+from ..learn import InversePair, ThreeStageConstants, detach, fit, three_stage
 from ..maps import AbstractMap, ResidualCNN
 from ..solvers import (
     DIPG,
@@ -55,7 +55,7 @@ class Networks:
         num_blocks: residual blocks.
         padding: "zeros" or "circular".
         output_activation: of the inverse; the surrogate has none.
-        constants: name in `learn.THREE_STAGE`.
+        constants: of the three stages.
         tolerance: on the root mean square of the z-scored residual, of the published solvers.
         max_steps: of the published solvers.
         rmse_tolerance: see `Row`; for the published rows.
@@ -66,7 +66,7 @@ class Networks:
     num_blocks: int
     padding: str
     output_activation: str
-    constants: str
+    constants: ThreeStageConstants
     tolerance: float
     max_steps: int = 80
     rmse_tolerance: float | None = None
@@ -88,7 +88,7 @@ class FieldProblem:
         one_scale: see `make_dataset`.
         project: of the unknown onto what it can be.
         networks: of the published recipe; none where no such recipe makes sense.
-        reduced: of the recipe `reduced`, the published one with smaller networks, if it has one.
+        reduced: of the recipe `reduced`, the published one smaller or shorter, if it has one.
         inverse: `(x, y, *, physics, key) -> g`, the untrained inverse of the default recipe.
         schedule: of its training.
         baselines: further estimates without iterations, `dataset -> (y -> x)` by name.
@@ -118,7 +118,8 @@ class FieldProblem:
             functools.partial(default_measures, num_points=4),
         )
         recipes = {"published": self._like_published("published", self.networks), "default": default}
-        recipes["reduced"] = self._like_published("reduced", self.reduced)
+        # at the sizes of a quick run it is what `published` is
+        recipes["reduced"] = self._like_published("reduced", self.reduced, in_quick=False)
         return InverseProblem(
             name=self.name,
             summary=self.summary,
@@ -130,16 +131,16 @@ class FieldProblem:
             figure_recipe="default",
         )
 
-    def _like_published(self, name: str, networks: Networks | None) -> Recipe | None:
+    def _like_published(self, name: str, networks: Networks | None, *, in_quick: bool = True) -> Recipe | None:
         if networks is None:
             return None
         rows = functools.partial(published_rows, name, networks, self.project)
-        return Recipe(functools.partial(train_published, networks), rows, published_measures)
+        return Recipe(functools.partial(train_published, networks), rows, published_measures, in_quick)
 
 
 def dataset(problem: FieldProblem, *, seed: int, num_test: int, dtype: DTypeLike, quick: bool) -> Dataset:
     """Training and validation pairs without noise, test observations with it; drawn anew for every seed."""
-    num_train, num_val = (256, 32) if quick else problem.sizes
+    num_train, num_val = (64, 32) if quick else problem.sizes
     return make_dataset(
         problem.physics(dtype),
         problem.sample(dtype),
@@ -160,10 +161,10 @@ def train_published(
     train, val = dataset.train, dataset.val
     forward_key, inverse_key, fit_key = jax.random.split(key, 3)
     shape, dtype = train.x.shape[1:], train.x.dtype
-    constants = THREE_STAGE[networks.constants]
+    constants = networks.constants
     if quick:
         constants = dataclasses.replace(constants, epochs=(1, 1, 1))
-        networks = dataclasses.replace(networks, width=8, num_blocks=1)
+        networks = dataclasses.replace(networks, width=4, num_blocks=1)
     options: dict[str, Any] = {"width": networks.width, "num_blocks": networks.num_blocks, "padding": networks.padding}
     surrogate = ResidualCNN(shape, **options, dtype=dtype, key=forward_key)
     inverse = ResidualCNN(shape, **options, output_activation=networks.output_activation, dtype=dtype, key=inverse_key)

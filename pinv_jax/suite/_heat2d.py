@@ -8,6 +8,7 @@ specify it: grid, constants, prior and noise are ours, after its Heat-3D.
 import functools
 
 from ..data import sine_series_2d
+from ..learn import THREE_STAGE
 from ..pde import observed_heat_2d
 from ._fields import PUBLISHED_CG, UNIT_BOX, FieldProblem, Networks, field_inverse
 from ._inverse import Schedule
@@ -20,7 +21,7 @@ HEAT2D = FieldProblem(
     noise_std=0.003,
     tolerance=0.038,
     inverse=functools.partial(field_inverse, width=16, num_blocks=1, padding="zeros"),
-    schedule=Schedule(16384, 4000, 30, 64, 2e-3, 3e-3, 16, fresh=False),
+    schedule=Schedule(16384, 4000, 5, 64, 2e-3, 3e-3, 16, fresh=False),
     project=UNIT_BOX,
-    networks=Networks(12, 2, "zeros", "identity", "heat2d", tolerance=0.38, linear_solver=PUBLISHED_CG),
+    networks=Networks(12, 2, "zeros", "identity", THREE_STAGE["heat2d"], tolerance=0.38, linear_solver=PUBLISHED_CG),
 ).problem()

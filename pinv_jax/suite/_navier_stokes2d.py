@@ -16,6 +16,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..data import periodic_field_2d
+from ..learn import THREE_STAGE
 from ..maps import AbstractMap
 from ..pde import NavierStokes2D
 from ._base import Dataset
@@ -65,9 +66,11 @@ NAVIER_STOKES2D = FieldProblem(
     noise_std=0.03,
     tolerance=0.021,
     inverse=reversed_inverse,
-    schedule=Schedule(16384, 2000, 20, 32, 2e-3, 1e-3, 4, fresh=False),
+    schedule=Schedule(16384, 2000, 5, 32, 2e-3, 1e-3, 4, fresh=False),
     sizes=(2000, 240),
     one_scale=True,
-    networks=Networks(48, 4, "circular", "identity", "navier_stokes2d", tolerance=0.12, linear_solver=PUBLISHED_CG),
+    networks=Networks(
+        48, 4, "circular", "identity", THREE_STAGE["navier_stokes2d"], tolerance=0.12, linear_solver=PUBLISHED_CG
+    ),
     baselines={"reversal": reversal},
 ).problem()

@@ -59,8 +59,8 @@ def run(
     if num_test is None:
         num_test = min(problem.num_test, 2) if options.quick else problem.num_test
     recipes = options.recipes
-    if recipes is None:  # at the sizes of a quick run, `reduced` is what `published` is
-        recipes = tuple(name for name in problem.recipes if not (options.quick and name == "reduced"))
+    if recipes is None:
+        recipes = tuple(name for name, recipe in problem.recipes.items() if recipe.in_quick or not options.quick)
     identity = {
         "format": FORMAT,
         "problem": problem.name,
@@ -88,7 +88,7 @@ def run(
         report["measures"][recipe_name] = recipe.measure(dataset, models, key=measure_key)
         rows = [row for row in recipe.rows(dataset, models) if _wanted(row, options.solvers)]
         if options.quick:
-            rows = [dataclasses.replace(row, max_steps=min(row.max_steps, 10)) for row in _first_of_each_solver(rows)]
+            rows = [_shortened(row) for row in _first_of_each_solver(rows)]
         results[recipe_name] = _solve_rows(rows, out, stream)
         for row, outcome in results[recipe_name]:
             report["rows"].append(row_entry(row, outcome, dataset))
@@ -107,6 +107,11 @@ def _first_of_each_solver(rows: Sequence[Row]) -> list[Row]:
     """Without the further settings of a solver, each of which takes seconds to compile; estimates stay."""
     firsts = {row.solver: row.method for row in reversed(rows) if isinstance(row.method, AbstractSolver)}
     return [row for row in rows if firsts.get(row.solver, row.method) is row.method]
+
+
+def _shortened(row: Row) -> Row:
+    """With few steps; on a surrogate that is hardly trained they lead nowhere, and a dense one may take seconds."""
+    return dataclasses.replace(row, max_steps=min(row.max_steps, 2 if row.surrogate else 8))
 
 
 def _wanted(row: Row, solvers: Sequence[str] | None) -> bool:

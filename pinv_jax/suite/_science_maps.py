@@ -96,7 +96,7 @@ VORTICITY = Science(
 
 def setting(bench: Bench, science: Science) -> tuple[Dataset, Float[Array, ""]]:
     """Fields and data in z-scored units, with one scale for all; and the noise in these."""
-    sizes = (256, 16, 4) if bench.quick else (8192, 16, NUM_ITEMS)
+    sizes = (256, 16, 2) if bench.quick else (8192, 16, NUM_ITEMS)
     dataset = make_dataset(
         science.forward(bench.dtype),
         science.fields(bench.dtype),
