@@ -60,7 +60,7 @@ from ._study import Bench, Findings, Study
 TRUST = 2.0
 """By how much the noise is overestimated when the picture is restored: the errors of the prior's estimates are no white
 noise, and the data at face value amplify their own. On training images (`python -m benchmarks restoration_settings`)
-1, 2, 3 and 5 give 26.8, 29.0, 28.6 and 27.6 dB with the true kernel."""
+1, 2, 3 and 5 give 26.7, 29.0, 28.6 and 27.6 dB with the true kernel."""
 NUM_KERNELS = 2048
 """Motions that the kernel is looked for among, and as many turned ones."""
 SIDE_OF_PICTURES = 96
