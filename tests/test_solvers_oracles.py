@@ -13,6 +13,7 @@ from cases import PROBLEMS, local_inverse, matrix
 
 import pinv_jax as pj
 from pinv_jax import maps, solvers
+from pinv_jax.solvers._normal import dense_jacobian
 
 RESULTS = pj.RESULTS
 NEWTONS = {
@@ -509,3 +510,12 @@ def test_an_active_bound_does_not_stall_a_solver(solver):
     sol = pj.solve(problem, solver, jnp.asarray([0.5, 0.5]), max_steps=500)
     np.testing.assert_allclose(sol.value, [1.0, 0.0], atol=1e-6)
     assert bool(sol.result == RESULTS.stationary)
+
+
+def test_a_jacobian_of_many_columns_is_computed_in_parts():
+    problem = pj.Problem(lambda x: x + 0.1 * jnp.roll(x, 1) ** 2, jnp.zeros(300))
+    xs = jnp.linspace(-1.0, 2.0, 600).reshape(2, 300)
+    found = jax.jit(jax.vmap(lambda x: dense_jacobian(problem, x)[0]))(xs)
+    shifted = np.roll(np.eye(300), 1, axis=0)
+    for jac, x in zip(found, np.asarray(xs), strict=True):
+        np.testing.assert_allclose(jac, np.eye(300) + 0.2 * np.roll(x, 1)[:, None] * shifted, atol=1e-14)
