@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     So is all of it with `XLA_FLAGS= pytest`.
     """
-    if config.getoption("markexpr") in ("slow", "optimised"):
+    if config.getoption("markexpr") == "optimised":
         os.environ.setdefault("XLA_FLAGS", "")
     compile_quickly()
     collect_rarely()

@@ -19,7 +19,6 @@ def test_examples_and_notebooks_are_found():
     assert "quickstart.ipynb" in map(names, NOTEBOOKS)
 
 
-@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.parametrize("script", SCRIPTS, ids=names)
 def test_example_runs(script, tmp_path):
@@ -30,7 +29,6 @@ def test_example_runs(script, tmp_path):
     assert done.stdout.strip(), "an example prints what it found"
 
 
-@pytest.mark.slow
 @pytest.mark.optimised
 @pytest.mark.filterwarnings("default")  # Jupyter's own
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)

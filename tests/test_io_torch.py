@@ -41,7 +41,7 @@ def storage(name="0", kind="Float", size=6):
 
 def tensor(stored=None, offset=0, shape=(2, 3), strides=(3, 1), **options):
     parts = [storage(**options) if stored is None else stored, value(offset), value(shape), value(strides)]
-    return REBUILD + tuple_of(*parts, value(False), ORDERED_DICT) + b"R"  # noqa: FBT003
+    return REBUILD + tuple_of(*parts, value(False), ORDERED_DICT) + b"R"  # noqa: FBT003 - the value that is pickled
 
 
 def program(**items):

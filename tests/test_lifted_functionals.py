@@ -117,7 +117,10 @@ def test_the_prox_of_total_variation_agrees_with_scikit_image():
         assert float(got.error_bound) <= 1e-4
         difference = np.sqrt(np.mean((got.value - reference) ** 2))
         assert difference <= 1.3e-4
-        energy = lambda u, w=weight: w * TotalVariation()(u) + 0.5 * jnp.sum((u - noisy()) ** 2)  # noqa: E731
+
+        def energy(u, w=weight):
+            return w * TotalVariation()(u) + 0.5 * jnp.sum((u - noisy()) ** 2)
+
         assert energy(got.value) <= energy(jnp.asarray(reference)) * (1 + 1e-6)
 
 

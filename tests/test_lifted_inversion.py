@@ -436,18 +436,14 @@ SOLVERS = {
 }
 
 
-def also_slow(*slow):
-    """The solvers by name, those named here only in the long run."""
-    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in SOLVERS]
+def also_slow(*slow, **marks):
+    """The solvers by name, those named here only in the long run, or with another mark."""
+    marks |= dict.fromkeys(slow, pytest.mark.slow)
+    return [pytest.param(name, marks=marks.get(name, ())) for name in SOLVERS]
 
 
 # A batch of "variational" and a solve alone drift apart by more than the tolerance where programs are not optimised.
-drifting = pytest.param("variational", marks=[pytest.mark.slow, pytest.mark.optimised])
-
-
-@pytest.mark.parametrize(
-    "name", [drifting if name == "variational" else name for name in also_slow("bregman", "residual")]
-)
+@pytest.mark.parametrize("name", also_slow("bregman", "residual", variational=pytest.mark.optimised))
 def test_contracts(name):
     make, solver, make_start = SOLVERS[name]
     forward, start = make(jnp.float64), make_start(jnp.float64)

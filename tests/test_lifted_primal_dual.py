@@ -403,7 +403,10 @@ def test_a_warm_start_is_shorter(method):
 @each_main_method
 def test_lowers_without_callbacks_at_full_precision(method):
     case = small(jnp.float32)
-    run = lambda y, x: pj.solve(pj.Problem(case.forward, y), method(0.02), x, max_steps=9)  # noqa: E731
+
+    def run(y, x):
+        return pj.solve(pj.Problem(case.forward, y), method(0.02), x, max_steps=9)
+
     text = jax.jit(run).lower(case.data, case.x0).as_text()
     assert not callbacks(text)
     assert matmul_precisions(text) == {"HIGHEST"}

@@ -308,7 +308,7 @@ GOOD = {
 )  # fmt: skip
 def test_bad_input_of_lanes(change, words, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks would speak first
-    with pytest.raises(ValueError) as error:  # noqa: PT011
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - words are checked below
         pj.solve_batch(**(GOOD | change))
     for word in words:
         assert word in str(error.value)

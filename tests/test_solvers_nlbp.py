@@ -293,7 +293,7 @@ def case(name):
 
 
 # The steps of its inner solver are counted, and the last of them hangs on rounding.
-minimum_norm = pytest.param("minimum norm", marks=[pytest.mark.slow, pytest.mark.optimised])
+minimum_norm = pytest.param("minimum norm", marks=pytest.mark.optimised)
 each_solver = pytest.mark.parametrize("name", ["nlbp", "cyclic", minimum_norm])
 
 

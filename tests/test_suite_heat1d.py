@@ -44,7 +44,6 @@ def rows(report, recipe, solver, note=None):
     return found[0]
 
 
-@pytest.mark.slow
 @pytest.mark.optimised
 def test_heat1d_shows_what_it_must(tmp_path):
     report = suite.run(suite.HEAT1D, suite.Options(), tmp_path / "r", stream=None)
@@ -90,7 +89,6 @@ def test_heat1d_shows_what_it_must(tmp_path):
     assert poor["fallbacks_per_solve"] <= 1.5
 
 
-@pytest.mark.slow
 @pytest.mark.optimised
 def test_heat1d_workshop_shows_what_it_must(tmp_path):
     report = suite.run(suite.HEAT1D_WORKSHOP, suite.Options(), tmp_path / "r", stream=None)

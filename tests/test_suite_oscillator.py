@@ -83,7 +83,6 @@ def test_the_quick_run_beats_regression(tmp_path):
     assert {"figures/reconstructions.png", "figures/residuals.png"} <= set(report["figures"])
 
 
-@pytest.mark.slow
 @pytest.mark.optimised
 def test_the_oscillator_shows_what_it_must(tmp_path):
     report = suite.run(suite.OSCILLATOR, suite.Options(), tmp_path / "r", stream=None)
